@@ -1,0 +1,117 @@
+"""The durable state of flows: definitions, instances, component states, correlations and timers, on PostgreSQL or in memory.
+
+Everything that an application needs is re-exported here; importing it imports no database library.
+"""
+
+from __future__ import annotations
+
+from cascade_state.abc.capabilities import Capabilities
+from cascade_state.abc.flow_instances import AddResult
+from cascade_state.abc.store import Store
+from cascade_state.abc.unit_of_work import UnitOfWork
+from cascade_state.clock import Clock
+from cascade_state.errors import (
+    AlreadyExists,
+    CascadeStateError,
+    ComponentStateNotFound,
+    Conflict,
+    FlowDefinitionInUse,
+    FlowDefinitionNotFound,
+    FlowInstanceNotFound,
+    InvalidArgument,
+    InvalidDefinition,
+    InvalidTransition,
+    LeaseLost,
+    LockLost,
+    LockNotAcquired,
+    NotFound,
+    SchemaMismatch,
+    SerializationError,
+    StoreError,
+    StoreNotOpen,
+    StoreUnavailable,
+    TestDatabaseError,
+    TimerNotFound,
+    TransactionAborted,
+    UnitOfWorkFinished,
+    UnitOfWorkNotOpen,
+    UsageError,
+    VersionConflict,
+)
+from cascade_state.ids import new_flow_instance_id, partition_of, partition_of_key
+from cascade_state.model.component_states import ComponentState
+from cascade_state.model.correlations import Correlation, DeadLetter, Delivery
+from cascade_state.model.events import FlowEvent, NewEvent
+from cascade_state.model.filters import FlowInstanceFilter
+from cascade_state.model.flow_definitions import Condition, FlowDefinition, StepDefinition, Trigger
+from cascade_state.model.flow_instances import FlowInstance
+from cascade_state.model.flow_status import FlowStatus, StepStatus
+from cascade_state.model.leases import Lease
+from cascade_state.model.lists import CursorList, Page
+from cascade_state.model.statistics import Statistics
+from cascade_state.model.step_results import StepResult
+from cascade_state.model.timers import ScheduleTimer, Timer, TimerStatus
+from cascade_state.opening import open_store
+from cascade_state.types import JsonObject, JsonValue
+
+__all__ = [
+    "AddResult",
+    "AlreadyExists",
+    "Capabilities",
+    "CascadeStateError",
+    "Clock",
+    "ComponentState",
+    "ComponentStateNotFound",
+    "Condition",
+    "Conflict",
+    "Correlation",
+    "CursorList",
+    "DeadLetter",
+    "Delivery",
+    "FlowDefinition",
+    "FlowDefinitionInUse",
+    "FlowDefinitionNotFound",
+    "FlowEvent",
+    "FlowInstance",
+    "FlowInstanceFilter",
+    "FlowInstanceNotFound",
+    "FlowStatus",
+    "InvalidArgument",
+    "InvalidDefinition",
+    "InvalidTransition",
+    "JsonObject",
+    "JsonValue",
+    "Lease",
+    "LeaseLost",
+    "LockLost",
+    "LockNotAcquired",
+    "NewEvent",
+    "NotFound",
+    "Page",
+    "ScheduleTimer",
+    "SchemaMismatch",
+    "SerializationError",
+    "Statistics",
+    "StepDefinition",
+    "StepResult",
+    "StepStatus",
+    "Store",
+    "StoreError",
+    "StoreNotOpen",
+    "StoreUnavailable",
+    "TestDatabaseError",
+    "Timer",
+    "TimerNotFound",
+    "TimerStatus",
+    "TransactionAborted",
+    "Trigger",
+    "UnitOfWork",
+    "UnitOfWorkFinished",
+    "UnitOfWorkNotOpen",
+    "UsageError",
+    "VersionConflict",
+    "new_flow_instance_id",
+    "open_store",
+    "partition_of",
+    "partition_of_key",
+]

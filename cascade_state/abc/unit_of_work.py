@@ -1,0 +1,145 @@
+"""One transaction and its repositories."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from cascade_state.abc.advancing import Advancing
+from cascade_state.abc.completion import run_to_completion
+from cascade_state.abc.component_states import ComponentStates
+from cascade_state.abc.correlations import Correlations
+from cascade_state.abc.events import Events
+from cascade_state.abc.flow_definitions import FlowDefinitions
+from cascade_state.abc.flow_instances import FlowInstances
+from cascade_state.abc.guards import Stage, UnitOfWorkGuard
+from cascade_state.abc.timers import Timers
+from cascade_state.errors import UnitOfWorkFinished, UnitOfWorkNotOpen, UsageError
+from cascade_state.model.advance import Limits
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+__all__ = ["UnitOfWork"]
+
+
+class UnitOfWork(Advancing, ABC):
+    """One transaction and its repositories: `async with store.begin() as uow:`.
+
+    It is entered once, by one task. A clean exit commits; an exception or a cancellation, at any await, rolls back and leaves
+    no trace (C-02). Isolation is READ COMMITTED unless asked otherwise: each call sees what was committed when it began, and
+    what this unit of work wrote itself.
+    """
+
+    flow_definitions: FlowDefinitions
+    flow_instances: FlowInstances
+    component_states: ComponentStates
+    correlations: Correlations
+    timers: Timers
+    events: Events
+
+    def __init__(self, limits: Limits, *, read_only: bool = False) -> None:
+        self._limits = limits
+        self._guard = UnitOfWorkGuard(read_only=read_only)
+
+    async def __aenter__(self) -> UnitOfWork:
+        if self._guard.stage is Stage.FINISHED:
+            raise UnitOfWorkFinished
+        if self._guard.stage is Stage.OPEN:
+            raise UsageError("this unit of work was entered already; begin one for each task")
+        self._guard.stage = Stage.OPEN
+        try:
+            await self._begin()
+        except BaseException:
+            self._guard.stage = Stage.FINISHED
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._guard.stage is not Stage.OPEN:
+            return  # rollback() ended it already
+        self._guard.stage = Stage.FINISHED
+        await run_to_completion(self._commit() if kind is None else self._rollback())
+
+    async def rollback(self) -> None:
+        """Abandons the unit of work at once: nothing of it is stored, and every later call is refused."""
+        with self._guard.call(writes=False):
+            self._guard.stage = Stage.FINISHED
+            await run_to_completion(self._rollback())
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[UnitOfWork]:
+        """Opens a nested scope: an exception that leaves it undoes what was done inside, and only that.
+
+        A conflict (`VersionConflict`, `AlreadyExists` …) raised inside leaves the unit of work usable outside (C-04).
+        """
+        with self._guard.call(writes=False):
+            mark = await self._set_savepoint()
+        try:
+            yield self
+        except BaseException:
+            if self._guard.stage is Stage.OPEN:
+                await run_to_completion(self._rollback_to_savepoint(mark))
+            raise
+        if self._guard.stage is Stage.OPEN:
+            with self._guard.call(writes=False):
+                await self._release_savepoint(mark)
+
+    @property
+    def connection(self) -> AsyncConnection:
+        """The SQLAlchemy connection of this transaction, for the caller's own SQL; its rows commit and roll back with ours.
+
+        Raises:
+            UsageError: The back end has no SQL (memory).
+        """
+        self._require_open()
+        return self._sql_connection()
+
+    def session(self, **options: Any) -> AsyncSession:
+        """Returns an `AsyncSession` bound to this transaction, for the caller's own rows.
+
+        Flush it (or use it as a context manager) before the unit of work ends; the unit of work commits.
+
+        Args:
+            options: Passed to `AsyncSession`.
+
+        Raises:
+            UsageError: The back end has no SQL (memory).
+        """
+        self._require_open()
+        return self._sql_session(**options)
+
+    def _require_open(self) -> None:
+        if self._guard.stage is not Stage.OPEN:
+            raise UnitOfWorkNotOpen if self._guard.stage is Stage.NEW else UnitOfWorkFinished
+
+    @abstractmethod
+    async def _begin(self) -> None: ...
+
+    @abstractmethod
+    async def _commit(self) -> None:
+        """Commits and gives everything back, also when the commit fails."""
+
+    @abstractmethod
+    async def _rollback(self) -> None:
+        """Rolls back and gives everything back; never raises because a connection is gone."""
+
+    @abstractmethod
+    async def _set_savepoint(self) -> object: ...
+
+    @abstractmethod
+    async def _release_savepoint(self, mark: Any) -> None: ...
+
+    @abstractmethod
+    async def _rollback_to_savepoint(self, mark: Any) -> None: ...
+
+    @abstractmethod
+    def _sql_connection(self) -> AsyncConnection: ...
+
+    @abstractmethod
+    def _sql_session(self, **options: Any) -> AsyncSession: ...

@@ -1,0 +1,1 @@
+"""The domain: frozen values and pure rules, one entity a file. Imports nothing above `errors`."""

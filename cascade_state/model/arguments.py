@@ -1,0 +1,102 @@
+"""Checks of arguments, shared by both back ends so that they refuse the same things in the same words.
+
+Each returns the value as it is stored, or raises `InvalidArgument` naming the argument, before anything is sent.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from cascade_state.errors import InvalidArgument
+
+__all__ = [
+    "MAXIMUM_DURATION",
+    "MAXIMUM_KEY_BYTES",
+    "check_count",
+    "check_duration",
+    "check_instant",
+    "check_key",
+    "check_optional_instant",
+    "check_optional_key",
+    "check_text",
+    "check_uuid",
+]
+
+MAXIMUM_KEY_BYTES = 512  # several keys share one B-tree entry, and an entry holds at most about 2,700 bytes
+MAXIMUM_DURATION = timedelta(days=36_525)  # a century: keeps `now + duration` inside what datetime can hold
+_MAXIMUM_COUNT = 100_000
+
+
+def check_key(value: object, argument: str) -> str:
+    """Returns `value` if it can be a key or an id: non-empty text of at most 512 bytes of UTF-8, without NUL."""
+    text = check_text(value, argument)
+    if not text:
+        raise InvalidArgument(argument=argument, reason="must not be empty")
+    # A character takes at most four bytes, so most keys need no second encoding.
+    if len(text) * 4 > MAXIMUM_KEY_BYTES and len(text.encode()) > MAXIMUM_KEY_BYTES:
+        raise InvalidArgument(argument=argument, reason=f"is longer than {MAXIMUM_KEY_BYTES} bytes of UTF-8")
+    return text
+
+
+def check_optional_key(value: object, argument: str) -> str | None:
+    """Returns None for None, otherwise what `check_key` returns."""
+    return None if value is None else check_key(value, argument)
+
+
+def check_text(value: object, argument: str, path: str = "") -> str:
+    """Returns `value` if it is text that PostgreSQL can hold: no NUL character, no lone surrogate."""
+    if not isinstance(value, str):
+        raise InvalidArgument(argument=argument, path=path, reason=f"must be a str, not {type(value).__name__}")
+    if "\x00" in value:
+        raise InvalidArgument(argument=argument, path=path, reason="contains a NUL character")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(argument=argument, path=path, reason="contains a lone surrogate") from None
+    return value if type(value) is str else str.__str__(value)
+
+
+def check_uuid(value: object, argument: str) -> UUID:
+    """Returns `value` if it is a UUID."""
+    if not isinstance(value, UUID):
+        raise InvalidArgument(argument=argument, reason=f"must be a UUID, not {type(value).__name__}")
+    return value
+
+
+def check_instant(value: object, argument: str) -> datetime:
+    """Returns `value` in UTC if it is an aware datetime."""
+    if not isinstance(value, datetime):
+        raise InvalidArgument(argument=argument, reason=f"must be a datetime, not {type(value).__name__}")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidArgument(argument=argument, reason="must be an aware datetime (with a time zone)")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArgument(argument=argument, reason="is outside what UTC can express") from None
+
+
+def check_optional_instant(value: object, argument: str) -> datetime | None:
+    """Returns None for None, otherwise what `check_instant` returns."""
+    return None if value is None else check_instant(value, argument)
+
+
+def check_duration(value: object, argument: str, *, allow_zero: bool = False) -> timedelta:
+    """Returns `value` if it is a timedelta above zero (or from zero on) and at most a century."""
+    if not isinstance(value, timedelta):
+        raise InvalidArgument(argument=argument, reason=f"must be a timedelta, not {type(value).__name__}")
+    if value < timedelta(0) or (value == timedelta(0) and not allow_zero):
+        raise InvalidArgument(argument=argument, reason="must not be negative" if allow_zero else "must be positive")
+    if value > MAXIMUM_DURATION:
+        raise InvalidArgument(argument=argument, reason="is longer than a century")
+    return value
+
+
+def check_count(value: object, argument: str, *, minimum: int = 1, maximum: int = _MAXIMUM_COUNT) -> int:
+    """Returns `value` if it is an int from `minimum` to `maximum`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidArgument(argument=argument, reason=f"must be an int, not {type(value).__name__}")
+    if not minimum <= value <= maximum:
+        raise InvalidArgument(argument=argument, reason=f"must be from {minimum} to {maximum}")
+    return value

@@ -1,0 +1,165 @@
+"""JSON documents: checked, copied and encoded in one way for both back ends.
+
+`normalize` gives a clean copy (tuples become lists, any mapping a dict) or raises `InvalidArgument` with the path of the
+offending value. `dump` encodes it, `load` decodes it. Both back ends store the encoded text, so that what is read equals
+what was written, and nobody can reach a stored document through a value that was passed in or returned.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cascade_state.errors import InvalidArgument
+from cascade_state.model.arguments import check_text
+from cascade_state.types import JsonValue
+
+__all__ = [
+    "DEFAULT_MAXIMUM_BYTES",
+    "MAXIMUM_DEPTH",
+    "dump",
+    "dump_canonical",
+    "dump_search_attributes",
+    "load",
+    "normalize",
+]
+
+DEFAULT_MAXIMUM_BYTES = 1024 * 1024
+MAXIMUM_DEPTH = 200  # Python's own encoder and PostgreSQL's parser both recurse; both take five times as much
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False).encode
+_encode_canonical = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True, check_circular=False
+).encode
+load = json.loads
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+def dump(value: JsonValue, argument: str, *, maximum_bytes: int = DEFAULT_MAXIMUM_BYTES) -> str:
+    """Returns the JSON text of `value`.
+
+    Raises:
+        InvalidArgument: The value is no JSON (NaN, NUL, a key that is no str, an unknown type), is nested deeper than
+            200 levels, or its text is longer than `maximum_bytes` of UTF-8.
+    """
+    text = _encoded(_encode, normalize(value, argument), argument)
+    _check_size(text, argument, maximum_bytes)
+    return text
+
+
+def dump_canonical(value: JsonValue, argument: str, *, maximum_bytes: int = DEFAULT_MAXIMUM_BYTES) -> str:
+    """Returns the JSON text of `value` with its keys sorted, the form that digests are taken of."""
+    text = _encoded(_encode_canonical, normalize(value, argument), argument)
+    _check_size(text, argument, maximum_bytes)
+    return text
+
+
+def dump_search_attributes(value: JsonValue, argument: str, *, maximum_bytes: int = DEFAULT_MAXIMUM_BYTES) -> str:
+    """Returns the JSON text of an object that is stored as `jsonb`.
+
+    jsonb keeps numbers as decimals and would turn 1e308 into an integer of 309 digits, so a float that Python writes with
+    a positive exponent is written out, with its ".0": a float stays a float.
+    """
+    clean = normalize(value, argument)
+    if not isinstance(clean, dict):
+        raise InvalidArgument(argument=argument, reason="must be a JSON object")
+    text = _encoded(_encode, clean, argument)
+    if "e+" in text:
+        text = _written_out(clean)
+    _check_size(text, argument, maximum_bytes)
+    return text
+
+
+def normalize(value: JsonValue, argument: str) -> Any:
+    """Returns an independent copy of `value` made of None, bool, int, float, str, list and dict only.
+
+    Raises:
+        InvalidArgument: See `dump`; the error's `path` leads to the value, as in `$.items[2].price`.
+    """
+    return _copied(value, argument, ())
+
+
+def _copied(value: Any, argument: str, path: tuple[str | int, ...]) -> Any:
+    kind = type(value)
+    if value is None or kind is bool or kind is int:
+        return value
+    if kind is str:
+        if value.isascii() and "\x00" not in value:
+            return value
+        return check_text(value, argument, _path_text(path))
+    if kind is float:
+        if math.isfinite(value):
+            return value
+        raise InvalidArgument(argument=argument, path=_path_text(path), reason="is NaN or infinite")
+    if len(path) >= MAXIMUM_DEPTH:
+        raise InvalidArgument(argument=argument, reason=f"is nested deeper than {MAXIMUM_DEPTH} levels")
+    if kind is dict or isinstance(value, Mapping):
+        return {
+            _key(key, argument, path): _copied(item, argument, (*path, str(key))) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_copied(item, argument, (*path, index)) for index, item in enumerate(value)]
+    return _copied_subclass(value, argument, path)
+
+
+def _copied_subclass(value: Any, argument: str, path: tuple[str | int, ...]) -> Any:
+    """Copies a value whose class derives from str, int or float (an enumeration, say) as its plain base."""
+    for base in (str, int, float):
+        if isinstance(value, base):
+            # The base's own conversion: a subclass may present itself in another way.
+            plain = str.__str__(value) if base is str else base.__mul__(value, 1)  # type: ignore[arg-type]
+            return _copied(plain, argument, path)
+    raise InvalidArgument(
+        argument=argument, path=_path_text(path), reason=f"is a {type(value).__name__}, which JSON cannot express"
+    )
+
+
+def _key(key: Any, argument: str, path: tuple[str | int, ...]) -> str:
+    if type(key) is str and key.isascii() and "\x00" not in key:
+        return key
+    if not isinstance(key, str):
+        raise InvalidArgument(
+            argument=argument, path=_path_text(path), reason=f"has a key that is a {type(key).__name__}, not a str"
+        )
+    return check_text(key, argument, _path_text(path))
+
+
+def _path_text(path: tuple[str | int, ...]) -> str:
+    """Returns a path in the manner of JSONPath."""
+    parts = ["$"]
+    for part in path:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        elif _PLAIN_KEY.fullmatch(part):
+            parts.append(f".{part}")
+        else:
+            parts.append(f"[{ascii(part)}]")  # ascii(): a lone surrogate must not break whoever prints the error
+    return "".join(parts)
+
+
+def _encoded(encode: Any, clean: Any, argument: str) -> str:
+    try:
+        return encode(clean)  # type: ignore[no-any-return]
+    except ValueError as error:  # an int of more digits than Python converts
+        raise InvalidArgument(argument=argument, reason=f"cannot be encoded: {error}") from error
+
+
+def _check_size(text: str, argument: str, maximum_bytes: int) -> None:
+    if len(text) * 4 > maximum_bytes:
+        size = len(text.encode())
+        if size > maximum_bytes:
+            raise InvalidArgument(argument=argument, reason=f"is {size} bytes of JSON; at most {maximum_bytes} are stored")
+
+
+def _written_out(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_encode(key)}:{_written_out(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written_out, value)) + "]"
+    if isinstance(value, float) and "e+" in repr(value):
+        return format(value, ".1f")
+    return _encode(value)

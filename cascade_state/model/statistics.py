@@ -1,0 +1,31 @@
+"""Figures of a store, as `store.statistics()` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cascade_state.model.flow_status import FlowStatus
+
+__all__ = ["Statistics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """What a store holds, read from indexes at one instant.
+
+    `timers_pending` counts timers that are pending or claimed; `timers_overdue` those of them that are due and held by
+    nobody, and `oldest_overdue_at` is the due time of the earliest such timer. `deliveries_pending` counts deliveries that
+    are not acknowledged.
+    """
+
+    instances_by_status: Mapping[FlowStatus, int] = field(default_factory=dict)
+    timers_pending: int = 0
+    timers_overdue: int = 0
+    oldest_overdue_at: datetime | None = None
+    timers_dead: int = 0
+    deliveries_pending: int = 0
+    dead_letters: int = 0
+    consumer_lags: Mapping[str, int] = field(default_factory=dict)
+    workers_alive: int = 0

@@ -1,0 +1,156 @@
+"""Coalescing: one-statement operations that wait for a connection at the same time travel as one statement.
+
+While a statement of a line is in flight, further items of that line queue; when it returns, all that wait leave together as
+one batch statement with a result for each. Nothing ever waits when the line is idle: then the caller runs its own item
+itself, without a task in between. Sixteen concurrent tasks so share round trips and commits instead of queueing for them.
+
+- Items with the same key (one flow instance, say) never share a batch, and keep their order.
+- A batch that the database refuses as a whole has changed nothing, and is replayed one by one, so that one item's error is
+  its own. A batch whose connection broke may have been committed or not: all its callers learn that (`StoreUnavailable`).
+- A cancelled caller's item is taken out if it has not left yet; otherwise it runs to its end. Never half of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
+
+from cascade_state.errors import CascadeStateError, StoreUnavailable
+
+__all__ = ["Line"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MAXIMUM_BATCH = 64  # beyond this a batch saves little more, and its callers wait for each other
+
+
+class Line(Generic[Item, Result]):
+    """The queue of one kind of operation.
+
+    Args:
+        run: Runs a batch (of one or more items) and returns a result for each.
+        key: What an item must not share a batch with.
+        lanes: How many statements of this line may be in flight at once.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        key: Callable[[Item], Hashable],
+        *,
+        lanes: int = 1,
+    ) -> None:
+        self._run = run
+        self._key = key
+        self._lanes = lanes
+        self._in_flight = 0
+        self._busy_keys: set[Hashable] = set()
+        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._drains: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: Item) -> Result:
+        """Returns the item's result, or raises its error."""
+        if self._in_flight < self._lanes and not self._queue and self._key(item) not in self._busy_keys:
+            return await self._run_alone(item)
+        waiting = _Waiting(item, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        try:
+            return await waiting.outcome
+        except asyncio.CancelledError:
+            if not waiting.left:
+                self._queue.remove(waiting)
+            raise
+
+    async def close(self) -> None:
+        """Waits until everything that was submitted has its result."""
+        while self._drains:
+            await asyncio.wait(set(self._drains))
+
+    async def _run_alone(self, item: Item) -> Result:
+        key = self._key(item)
+        self._in_flight += 1
+        self._busy_keys.add(key)
+        try:
+            return (await self._run((item,)))[0]
+        finally:
+            self._in_flight -= 1
+            self._busy_keys.discard(key)
+            self._start_drain()
+
+    def _start_drain(self) -> None:
+        if self._queue and self._in_flight < self._lanes:
+            self._in_flight += 1
+            task = asyncio.get_running_loop().create_task(self._drain())
+            self._drains.add(task)
+            task.add_done_callback(self._drains.discard)
+
+    async def _drain(self) -> None:
+        try:
+            while batch := self._next_batch():
+                keys = {self._key(waiting.item) for waiting in batch}
+                self._busy_keys |= keys
+                try:
+                    await self._settle(batch)
+                finally:
+                    self._busy_keys -= keys
+        finally:
+            self._in_flight -= 1
+
+    def _next_batch(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
+        seen = set(self._busy_keys)
+        held_back: list[_Waiting[Item, Result]] = []
+        while self._queue and len(batch) < _MAXIMUM_BATCH:
+            waiting = self._queue.popleft()
+            key = self._key(waiting.item)
+            if key in seen:
+                held_back.append(waiting)
+            else:
+                waiting.left = True
+                batch.append(waiting)
+            seen.add(key)  # a later item of a key that is held back must not overtake it
+        self._queue.extendleft(reversed(held_back))
+        return batch
+
+    async def _settle(self, batch: list[_Waiting[Item, Result]]) -> None:
+        """Runs a batch and hands each caller its outcome; never raises an item's error."""
+        try:
+            results = await self._run([waiting.item for waiting in batch])
+        except StoreUnavailable as error:
+            for waiting in batch:
+                waiting.fail(error)
+        except CascadeStateError as error:
+            if len(batch) == 1:
+                batch[0].fail(error)
+            else:
+                for waiting in batch:
+                    await self._settle([waiting])
+        except BaseException as error:
+            for waiting in batch:
+                waiting.fail(error)
+            raise
+        else:
+            for waiting, result in zip(batch, results, strict=True):
+                waiting.succeed(result)
+
+
+class _Waiting(Generic[Item, Result]):
+    """An item in the queue, with its caller's future."""
+
+    __slots__ = ("item", "left", "outcome")
+
+    def __init__(self, item: Item, outcome: asyncio.Future[Result]) -> None:
+        self.item = item
+        self.outcome = outcome
+        self.left = False
+
+    def succeed(self, result: Any) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(error)

@@ -1,0 +1,209 @@
+"""Connections and their transactions: taken, started, ended and given back in a way that survives cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, TypeAlias
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
+
+from cascade_state.abc.completion import run_to_completion
+from cascade_state.errors import StoreNotOpen
+from cascade_state.postgres.direct import DriverConnection
+from cascade_state.postgres.error_translation import translated
+
+__all__ = ["KeptConnections", "OwnTransaction", "driver_of", "start_on_wire"]
+
+Kept: TypeAlias = tuple[AsyncConnection, DriverConnection]
+
+
+async def driver_of(connection: AsyncConnection) -> DriverConnection:
+    """Returns the asyncpg connection beneath a SQLAlchemy connection."""
+    raw = await connection.get_raw_connection()
+    driver: DriverConnection = raw.driver_connection  # type: ignore[assignment]
+    return driver
+
+
+async def start_on_wire(connection: AsyncConnection) -> DriverConnection:
+    """Sends the BEGIN of a SQLAlchemy transaction now, and returns the driver connection that is inside it.
+
+    SQLAlchemy's asyncpg adapter sends BEGIN with its own first statement. A statement sent to the driver before that would
+    commit by itself, outside the transaction that the caller believes in.
+    """
+    raw = await connection.get_raw_connection()
+    driver: DriverConnection = raw.driver_connection  # type: ignore[assignment]
+    if not driver.is_in_transaction():
+        adapter: Any = raw.dbapi_connection
+        start = getattr(adapter, "_start_transaction", None)
+        if start is not None:
+            await start()
+        if not driver.is_in_transaction():  # another release of SQLAlchemy: let it send a statement of its own
+            await connection.exec_driver_sql("SELECT 1")
+    return driver
+
+
+class OwnTransaction:
+    """A pooled connection with a transaction on it: begin once, then commit or roll back once."""
+
+    def __init__(self, engine: AsyncEngine, execution_options: dict[str, Any]) -> None:
+        self._engine = engine
+        self._execution_options = execution_options
+        self.connection: AsyncConnection
+        self.driver: DriverConnection
+        self._transaction: AsyncTransaction
+
+    async def begin(self) -> None:
+        """Takes a connection and sends BEGIN: one round trip."""
+        with translated():
+            self.connection = await self._checked_out()
+            try:
+                if self._execution_options:
+                    await self.connection.execution_options(**self._execution_options)
+                self._transaction = await self.connection.begin()
+                self.driver = await start_on_wire(self.connection)
+            except BaseException:
+                await run_to_completion(self._give_back())
+                raise
+
+    async def _checked_out(self) -> AsyncConnection:
+        """Takes a connection from the pool, passing over those that the server closed meanwhile."""
+        while True:
+            connection = await self._engine.connect()
+            try:
+                driver = await driver_of(connection)
+                if not driver.is_closed():
+                    self.driver = driver
+                    return connection
+                await connection.invalidate()
+            except BaseException:
+                await run_to_completion(_discard(connection))
+                raise
+            await connection.close()
+
+    async def commit(self) -> None:
+        """Commits (one round trip) and gives the connection back, whatever happens."""
+        try:
+            with translated():
+                await self._transaction.commit()
+        finally:
+            await self._give_back()
+
+    async def rollback(self) -> None:
+        """Rolls back and gives the connection back; a connection that is gone has rolled back by itself."""
+        await self._give_back()
+
+    async def _give_back(self) -> None:
+        connection = self.connection
+        try:
+            if self.driver.is_closed():
+                await connection.invalidate()
+            await connection.close()  # rolls back what is open
+        except Exception:  # noqa: BLE001 - a broken connection must not hide why it is given back
+            await _discard(connection)
+
+
+async def _discard(connection: AsyncConnection) -> None:
+    try:
+        await connection.invalidate()
+        await connection.close()
+    except Exception:  # noqa: BLE001, S110 - it is being thrown away
+        pass
+
+
+class KeptConnections:
+    """A few autocommit connections that stay checked out, for operations that are one statement.
+
+    Taking one from here costs nothing; a checkout from the pool and its return cost as much as the statement itself. They are
+    opened when first needed, and replaced when they break.
+    """
+
+    def __init__(self, engine: AsyncEngine, size: int) -> None:
+        self._engine = engine
+        self._size = size
+        self._free: list[Kept] = []
+        self._open = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._drops: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def take(self) -> Kept:
+        """Lends one connection, to be given back with `put_back`; waits in turn when all are lent."""
+        while self._free:
+            kept = self._free.pop()
+            if not kept[1].is_closed():
+                return kept
+            self._drop(kept)
+        return await self._next()
+
+    def put_back(self, kept: Kept) -> None:
+        """Takes a connection back; one that broke is replaced when it is needed."""
+        if self._closed or kept[1].is_closed():
+            self._drop(kept)
+        else:
+            self._free.append(kept)
+        self._wake_one()
+
+    async def close(self) -> None:
+        """Closes the connections that are free now, and each other one when it is put back."""
+        self._closed = True
+        while self._free:
+            connection, _ = self._free.pop()
+            self._open -= 1
+            await _close(connection)
+        while self._waiting:
+            self._wake_one()
+        if self._drops:
+            await asyncio.wait(set(self._drops))
+
+    async def _next(self) -> Kept:
+        while True:
+            if self._closed:
+                raise StoreNotOpen
+            if self._free:
+                return self._free.pop()
+            if self._open < self._size:
+                return await self._opened()
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._wake_one()  # the turn was given to a task that cannot use it any more
+                raise
+
+    async def _opened(self) -> Kept:
+        self._open += 1
+        try:
+            with translated():
+                connection = await self._engine.connect()
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return connection, await driver_of(connection)
+        except BaseException:
+            self._open -= 1
+            self._wake_one()
+            raise
+
+    def _drop(self, kept: Kept) -> None:
+        """Closes a connection without waiting: nobody is left to wait for it."""
+        connection, driver = kept
+        self._open -= 1
+        driver.terminate()
+        task = asyncio.get_running_loop().create_task(_discard(connection))
+        self._drops.add(task)
+        task.add_done_callback(self._drops.discard)
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+async def _close(connection: AsyncConnection) -> None:
+    try:
+        await connection.close()
+    except Exception:  # noqa: BLE001 - closing a connection that the server has closed already
+        await _discard(connection)

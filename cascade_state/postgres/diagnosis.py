@@ -1,0 +1,104 @@
+"""Why a guarded write wrote nothing: the read that turns a missing record into a typed error."""
+
+from __future__ import annotations
+
+from cascade_state.errors import (
+    AlreadyExists,
+    CascadeStateError,
+    FlowDefinitionNotFound,
+    FlowInstanceNotFound,
+    LeaseLost,
+    TransactionAborted,
+    VersionConflict,
+)
+from cascade_state.model.advance import AdvancePlan
+from cascade_state.postgres.advance_values import BUSINESS_KEY_SCOPE
+from cascade_state.postgres.executor import Executor
+from cascade_state.postgres.statements import correlations as correlation_statements
+from cascade_state.postgres.statements import flow_instances as statements
+from cascade_state.postgres.statements import timers as timer_statements
+from cascade_state.postgres.statements.parameters import columns
+
+__all__ = ["id_exists", "raise_why_not_advanced", "why_not_added"]
+
+
+async def raise_why_not_advanced(executor: Executor, plan: AdvancePlan) -> None:
+    """Raises the reason why a stored flow was not advanced; returns if it was a race that a repetition decides."""
+    identity = plan.instance.flow_instance_id
+    records = await executor.fetch(
+        statements.DIAGNOSE, {"partition_id": executor.partition_of(identity), "flow_instance_id": identity}
+    )
+    if not records:
+        raise FlowInstanceNotFound(key=identity)
+    row = records[0]
+    await _raise_lost_leases(executor, plan)
+    lease = plan.lease
+    if lease is not None and (row["lease_token"] != lease.token or row["lease_holder"] is None):
+        raise LeaseLost(entity="flow instance", key=identity, token=lease.token, holder=lease.holder)
+    if row["version"] != plan.instance.version:
+        raise VersionConflict(
+            entity="flow instance",
+            key=identity,
+            expected_version=plan.instance.version,
+            actual_version=row["version"],
+        )
+    if not plan.is_terminal:
+        raise TransactionAborted(reason="the flow changed and changed back while it was advanced")
+
+
+async def why_not_added(executor: Executor, plan: AdvancePlan) -> CascadeStateError:
+    """Returns the reason why a new flow was not inserted."""
+    await _raise_lost_leases(executor, plan)
+    instance = plan.instance
+    key = instance.business_key
+    records = await executor.fetch(
+        statements.DIAGNOSE_NEW,
+        {
+            "partition_id": executor.partition_of(instance.flow_instance_id),
+            "flow_instance_id": instance.flow_instance_id,
+            "flow_id": instance.flow_id,
+            "flow_version": instance.flow_version,
+            "key_partition_id": None if key is None else executor.partition_of_key(key),
+            "key_scope": BUSINESS_KEY_SCOPE + instance.flow_id,
+            "business_key": key,
+        },
+    )
+    row = records[0]
+    if row["is_stored"]:
+        return id_exists(plan)
+    if not row["is_deployed"]:
+        return FlowDefinitionNotFound(key=f"{instance.flow_id} version {instance.flow_version}")
+    if row["key_holder"] is not None:
+        return AlreadyExists(entity="business key", key=key, existing_id=row["key_holder"])
+    return TransactionAborted(reason="what the new flow conflicted with is gone again")
+
+
+def id_exists(plan: AdvancePlan) -> AlreadyExists:
+    """Returns the error for an id that is taken."""
+    identity = plan.instance.flow_instance_id
+    return AlreadyExists(entity="flow instance", key=str(identity), existing_id=identity)
+
+
+async def _raise_lost_leases(executor: Executor, plan: AdvancePlan) -> None:
+    """Raises for the first acknowledged timer or delivery whose lease is not current."""
+    if plan.complete_timers:
+        rows = [(executor.partition_of(held.timer_id), held.timer_id, held.token) for held in plan.complete_timers]
+        records = await executor.fetch(
+            timer_statements.HELD, columns("held", ("partition_id", "timer_id", "token"), rows)
+        )
+        current = {record["timer_id"] for record in records}
+        for timer in plan.complete_timers:
+            if timer.timer_id not in current:
+                raise LeaseLost(entity="timer", key=timer.timer_id, token=timer.token, holder=timer.holder)
+    if plan.complete_deliveries:
+        records = await executor.fetch(
+            correlation_statements.HELD, correlation_statements.held_values(executor, plan.complete_deliveries)
+        )
+        current = {
+            (record["correlation_key"], record["flow_instance_id"], record["step_id"]) for record in records
+        }
+        for held in plan.complete_deliveries:
+            if (held.correlation_key, held.flow_instance_id, held.step_id) not in current:
+                raise LeaseLost(
+                    entity="delivery", key=held.correlation_key, token=held.token, holder=held.holder
+                )

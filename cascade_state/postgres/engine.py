@@ -1,0 +1,98 @@
+"""SQLAlchemy engines on asyncpg, made from a libpq URL.
+
+asyncpg parses the URL itself, so that everything libpq knows works: several hosts, unix sockets, TLS options, service-like
+query parameters. SQLAlchemy gets connections from it and adds the pool, the transaction and the caller's SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit, urlunsplit
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from cascade_state.abc.options import StoreOptions
+from cascade_state.errors import InvalidArgument
+
+__all__ = ["connect_arguments", "driver_url", "pooled_engine", "shown_url", "unpooled_engine"]
+
+_STATEMENT_CACHE_SIZE = 512  # an advance has one text for each combination of what it writes; the driver's default is 100
+
+
+def driver_url(url: str) -> str:
+    """Returns the URL in the form that asyncpg (and libpq) takes."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
+        raise InvalidArgument(argument="url", reason="must begin with postgresql://")
+    return f"postgresql://{rest}"
+
+
+def shown_url(url: str) -> str:
+    """Returns the URL without its password, for logs and people."""
+    parts = urlsplit(url)
+    userinfo, at, hosts = parts.netloc.rpartition("@")
+    if at and ":" in userinfo:
+        user = quote(unquote(userinfo.partition(":")[0]))
+        parts = parts._replace(netloc=f"{user}:***@{hosts}")
+    if "password" in parse_qs(parts.query):
+        kept = [item for item in parts.query.split("&") if not item.startswith("password=")]
+        parts = parts._replace(query="&".join(kept))
+    return urlunsplit(parts)
+
+
+def connect_arguments(url: str, options: StoreOptions, settings: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Returns what asyncpg is to be called with.
+
+    Behind a transaction pooler nothing may outlive a transaction: no prepared statement, no start-up setting.
+    """
+    dsn = driver_url(url)
+    arguments: dict[str, Any] = {"dsn": dsn}
+    if "," in urlsplit(dsn).netloc and "target_session_attrs" not in dsn:
+        arguments["target_session_attrs"] = "read-write"
+    if options.pooler is not None:
+        arguments["statement_cache_size"] = 0
+    else:
+        arguments["statement_cache_size"] = _STATEMENT_CACHE_SIZE
+        arguments["max_cached_statement_lifetime"] = 0
+        arguments["server_settings"] = {
+            "application_name": options.application_name,
+            "timezone": "UTC",
+            **(settings or {}),
+        }
+    return arguments
+
+
+def pooled_engine(url: str, options: StoreOptions) -> AsyncEngine:
+    """Returns the engine of units of work: at most `pool_size` connections, none over it."""
+    return _engine(
+        url, options, pool_size=options.pool_size, max_overflow=0, pool_timeout=options.pool_timeout_seconds
+    )
+
+
+def unpooled_engine(url: str, options: StoreOptions, settings: Mapping[str, str] | None = None) -> AsyncEngine:
+    """Returns the engine of connections that are kept or dedicated: each is opened when asked for, closed when left.
+
+    Args:
+        settings: Server settings of these connections; ignored behind a transaction pooler, which takes none.
+    """
+    return _engine(url, options, settings, poolclass=NullPool)
+
+
+def _engine(url: str, options: StoreOptions, settings: Mapping[str, str] | None = None, **pool: Any) -> AsyncEngine:
+    arguments = connect_arguments(url, options, settings)
+    adapter: dict[str, Any] = {}
+    if options.pooler is not None:
+        # Unnamed prepared statements are the only ones that leave nothing behind on a pooler's server connections.
+        adapter = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
+
+    async def connect_driver(**_: Any) -> Any:
+        return await asyncpg.connect(**arguments)
+
+    def connect() -> Any:
+        return engine.sync_engine.dialect.dbapi.connect(async_creator_fn=connect_driver, **adapter)  # type: ignore[union-attr]
+
+    engine = create_async_engine("postgresql+asyncpg://", creator=connect, hide_parameters=True, **pool)
+    return engine

@@ -1,0 +1,32 @@
+"""The feed of history events on PostgreSQL."""
+
+from __future__ import annotations
+
+from cascade_state.abc.events import Events
+from cascade_state.abc.guards import Guard
+from cascade_state.model.advance import Limits
+from cascade_state.model.events import FlowEvent
+from cascade_state.postgres.event_rows import decode_feed_position, event_from_record
+from cascade_state.postgres.executor import Executor
+from cascade_state.postgres.statements.events import READ_BEHIND, READ_FIRST
+
+__all__ = ["PostgresEvents"]
+
+
+class PostgresEvents(Events):
+    """Events in the order of their transaction ids; a transaction that still runs, anywhere on the server, holds it back."""
+
+    def __init__(self, executor: Executor, guard: Guard, limits: Limits) -> None:
+        super().__init__(guard, limits)
+        self._executor = executor
+
+    async def _read(self, after: str | None, limit: int) -> list[FlowEvent]:
+        if after is None:
+            records = await self._executor.fetch(READ_FIRST, {"limit": limit})
+        else:
+            xid, flow_instance_id, sequence = decode_feed_position(after)
+            records = await self._executor.fetch(
+                READ_BEHIND,
+                {"limit": limit, "after_xid": xid, "after_id": flow_instance_id, "after_sequence": sequence},
+            )
+        return [event_from_record(record) for record in records]

@@ -1,0 +1,138 @@
+"""Executors: where the statements of a repository run.
+
+A store's executor runs each statement on a kept autocommit connection, a unit of work's on the connection of its
+transaction. Repositories are written once against this class. Several statements that belong together run in
+`transaction()`: a transaction of its own for a store, the open one for a unit of work.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from cascade_state.abc.options import StoreOptions
+from cascade_state.ids import hash_key, partition_of, partition_of_key
+from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
+from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.operations import Operation
+
+__all__ = ["ConnectionExecutor", "Executor", "lock_key"]
+
+Item = TypeVar("Item")
+
+
+class Executor(ABC):
+    """Runs statements."""
+
+    def __init__(self, options: StoreOptions, statements: StatementCache) -> None:
+        self.options = options
+        self.statements = statements
+
+    @abstractmethod
+    async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
+        """Runs one statement and returns its records: one round trip.
+
+        Raises:
+            StoreError: Or one of its kinds, as `error_translation` decides.
+        """
+
+    async def one(self, operation: Operation[Item], item: Item) -> Record | None:
+        """Runs one item of an operation; returns its record, or None when the item's conditions did not hold."""
+        statement, values = operation.prepare((item,), self)
+        records = await self.fetch(statement, values)
+        return records[0] if records else None
+
+    @abstractmethod
+    def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[Executor]:
+        """Returns the context in which several statements run in one transaction.
+
+        Args:
+            snapshot: Whether all of them are to see one state, where this executor begins the transaction (REPEATABLE READ).
+        """
+
+    @property
+    @abstractmethod
+    def in_transaction(self) -> bool:
+        """Whether statements run inside a longer transaction (a unit of work), rather than each on its own."""
+
+    @property
+    def has_old_snapshot(self) -> bool:
+        """Whether statements may not see what others committed since the transaction began (REPEATABLE READ and above)."""
+        return False
+
+    def now(self) -> datetime | None:
+        """Returns the store's clock's instant to be bound as `now`; None lets the database's clock decide."""
+        clock = self.options.clock
+        return None if clock is None else clock.now()
+
+    def partition_of(self, flow_instance_id: UUID) -> int:
+        """Returns the partition of a flow instance or timer."""
+        return partition_of(flow_instance_id, self.options.partition_count)
+
+    def partition_of_key(self, key: str) -> int:
+        """Returns the partition of a correlation key or another text key."""
+        return partition_of_key(key, self.options.partition_count)
+
+    def lock_key(self, kind: str, name: str) -> int:
+        """Returns the advisory lock's number for a name of this installation; see `lock_key`."""
+        return lock_key(self.statements.schema, kind, name)
+
+
+class ConnectionExecutor(Executor):
+    """Runs statements on one driver connection, inside the transaction that its owner started."""
+
+    def __init__(
+        self,
+        options: StoreOptions,
+        statements: StatementCache,
+        driver: DriverConnection,
+        *,
+        has_old_snapshot: bool = False,
+    ) -> None:
+        super().__init__(options, statements)
+        self._driver = driver
+        self._has_old_snapshot = has_old_snapshot
+
+    @property
+    def has_old_snapshot(self) -> bool:
+        return self._has_old_snapshot
+
+    async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
+        with translated():
+            return await self.statements.fetch(self._driver, statement, values)
+
+    def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[Executor]:
+        return _Joined(self)
+
+    @property
+    def in_transaction(self) -> bool:
+        return True
+
+
+class _Joined:
+    """The open transaction, joined; it ends where it was begun."""
+
+    __slots__ = ("_executor",)
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    async def __aenter__(self) -> Executor:
+        return self._executor
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        return None
+
+
+def lock_key(schema: str | None, kind: str, name: str) -> int:
+    """Returns the signed 64-bit number of an advisory lock.
+
+    It is `hash_key` of the schema, the kind of lock and the name, so that two installations in one database, and two kinds of
+    locks, do not meet.
+    """
+    unsigned = hash_key(f"cascade_state/{schema or ''}/{kind}/{name}")
+    return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned

@@ -1,0 +1,29 @@
+"""Removing flow instances one by one, or in batches once they have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from cascade_state.model.flow_status import FlowStatus
+from cascade_state.postgres.executor import Executor
+from cascade_state.postgres.statements import removal as statements
+
+__all__ = ["purge", "remove"]
+
+
+async def remove(executor: Executor, flow_instance_id: UUID) -> bool:
+    """Removes one flow; returns whether there was one."""
+    values = {"partition_id": executor.partition_of(flow_instance_id), "flow_instance_id": flow_instance_id}
+    return bool(await executor.fetch(statements.REMOVE, values))
+
+
+async def purge(
+    executor: Executor, before: datetime, statuses: Sequence[FlowStatus], limit: int, *, dry_run: bool
+) -> int:
+    """Removes up to `limit` flows whose families have ended; returns how many, or how many it would."""
+    values = {"before": before, "statuses": [status.value for status in statuses], "limit": limit}
+    if dry_run:
+        return int((await executor.fetch(statements.COUNT_PURGEABLE, values))[0]["total"])
+    return len(await executor.fetch(statements.PURGE, values))

@@ -1,0 +1,286 @@
+"""The schema of an installation: made, checked and shown. Only `postgres/` and `cli/` import this module.
+
+The migrations do the work (`migrations/env.py` says how processes that start at once keep apart); this module finds
+them, in a checkout or in an installed package, runs them from inside an event loop, and tells what a database holds.
+Alembic keeps its state in globals of the process and blocks, so it runs in a thread, one call at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Text, cast, column, func, select, table
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cascade_state.abc.completion import run_to_completion
+from cascade_state.abc.options import StoreOptions
+from cascade_state.errors import LockNotAcquired, SchemaMismatch, StoreError
+from cascade_state.ids import DEFAULT_PARTITION_COUNT
+from cascade_state.model.arguments import check_duration
+from cascade_state.postgres.engine import driver_url, unpooled_engine
+from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.tables import metadata
+
+__all__ = [
+    "VERSION_TABLE",
+    "InstalledSchema",
+    "alembic_config",
+    "check_database",
+    "check_partition_count",
+    "dump_schema",
+    "head_revision",
+    "migrate_database",
+    "migrations_directory",
+    "read_schema",
+]
+
+VERSION_TABLE = "cascade_state_version"
+# Where an application keeps its own revisions, and ours too if it embeds them.
+_SHARED_VERSION_TABLE = "alembic_version"
+_REVISION_PREFIX = "cascade_state_"
+
+_alembic = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledSchema:
+    """What a database holds: the revision it is at and its partition count (None: it was never migrated)."""
+
+    revision: str | None
+    partition_count: int | None
+
+
+async def migrate_database(
+    url: str,
+    *,
+    schema: str | None = None,
+    partition_count: int = DEFAULT_PARTITION_COUNT,
+    lock_wait: timedelta = timedelta(minutes=1),
+) -> None:
+    """Brings the database to the newest revision; does nothing if it is there.
+
+    However many processes call it at once, one upgrades and the others wait for it. Each revision commits by itself, so
+    an upgrade that was interrupted goes on from there when it is called again.
+
+    Args:
+        schema: The schema to install into, made when it is missing; None: the first one of the connection's search path.
+        partition_count: How many partitions a new installation gets, for ever.
+        lock_wait: How long to wait for another process that migrates.
+
+    Raises:
+        SchemaMismatch: The database was migrated by a newer version, or with another partition count.
+        LockNotAcquired: Another process was still migrating after `lock_wait`.
+        StoreUnavailable: The database cannot be reached.
+        TransactionAborted: A table was busy for too long; call again.
+    """
+    options = StoreOptions(
+        schema=schema, partition_count=partition_count, application_name="cascade_state migrations"
+    )
+    check_duration(lock_wait, "lock_wait", allow_zero=True)
+    if await _is_current(url, options):
+        return
+    cancelled = threading.Event()
+    config = alembic_config(schema=schema, partition_count=partition_count)
+    config.attributes.update(
+        url=driver_url(url), cancelled=cancelled, lock_wait_seconds=lock_wait.total_seconds()
+    )
+    started = time.monotonic()
+    try:
+        with translated():
+            await _in_thread(_upgrade, config, cancelled)
+    except TimeoutError as error:
+        raise LockNotAcquired(lock_name="migration", waited=time.monotonic() - started) from error
+    except CommandError as error:
+        await _is_current(url, options)  # another process may have brought it further than we know
+        raise StoreError(f"the migration failed: {error}") from error
+    await _is_current(url, options)
+
+
+async def check_database(
+    connection: AsyncConnection,
+    *,
+    schema: str | None = None,
+    partition_count: int = DEFAULT_PARTITION_COUNT,
+) -> None:
+    """Returns if the database is at the newest revision and has this partition count.
+
+    Raises:
+        SchemaMismatch: It is behind, ahead, was never migrated, or has another partition count.
+    """
+    found = await read_schema(connection, schema=schema)
+    expected = head_revision()
+    if found.revision is None:
+        raise SchemaMismatch(
+            expected=expected, found=None, reason="the database was never migrated; migrate it"
+        )
+    _refuse_newer(found, expected)
+    if found.revision != expected:
+        raise SchemaMismatch(
+            expected=expected, found=found.revision, reason="the database is behind; migrate it"
+        )
+    _refuse_other_partition_count(found, partition_count)
+
+
+async def check_partition_count(
+    connection: AsyncConnection, *, schema: str | None = None, partition_count: int = DEFAULT_PARTITION_COUNT
+) -> None:
+    """Returns if the database has this partition count, or none yet.
+
+    Raises:
+        SchemaMismatch: It has another partition count.
+    """
+    _refuse_other_partition_count(await read_schema(connection, schema=schema), partition_count)
+
+
+async def read_schema(connection: AsyncConnection, *, schema: str | None = None) -> InstalledSchema:
+    """Returns what the database holds."""
+    names = (VERSION_TABLE, _SHARED_VERSION_TABLE, "settings")
+    relations = await connection.execute(
+        select(*(func.to_regclass(_qualified(connection, schema, name)).is_not(None) for name in names))
+    )
+    has_own, has_shared, has_settings = relations.one()
+    revision = None
+    if has_own:
+        revision = await _read_revision(connection, schema, VERSION_TABLE)
+    if revision is None and has_shared:
+        revision = await _read_revision(connection, schema, _SHARED_VERSION_TABLE)
+    count = await _read_partition_count(connection, schema) if has_settings and revision is not None else None
+    return InstalledSchema(revision=revision, partition_count=count)
+
+
+def dump_schema(*, schema: str | None = None, partition_count: int = DEFAULT_PARTITION_COUNT) -> str:
+    """Returns the whole schema as SQL that `psql` can run; it records the revision like a migration does."""
+    StoreOptions(schema=schema, partition_count=partition_count)  # checks both
+    output = io.StringIO()
+    config = alembic_config(schema=schema, partition_count=partition_count)
+    config.output_buffer = output
+    with _alembic:
+        command.upgrade(config, "cascade_state@head", sql=True)
+    return output.getvalue()
+
+
+def migrations_directory() -> Path:
+    """Returns where the migrations are: inside an installed package, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for directory in (package / "migrations", package.parent / "migrations"):
+        if (directory / "env.py").is_file():
+            return directory
+    raise FileNotFoundError("the migrations of cascade_state are missing from this installation")
+
+
+def alembic_config(
+    *, schema: str | None = None, partition_count: int = DEFAULT_PARTITION_COUNT, **attributes: Any
+) -> Config:
+    """Returns a configuration for Alembic's own commands, without an address: put it into `attributes["url"]`.
+
+    Args:
+        attributes: More of what `migrations/env.py` reads, for example `connection`.
+    """
+    directory = migrations_directory()
+    config = Config(directory.parent / "alembic.ini")
+    config.attributes.update(
+        attributes, schema=schema, partition_count=partition_count, target_metadata=metadata
+    )
+    return config
+
+
+@cache
+def head_revision() -> str:
+    """Returns the newest revision that this version of the library brings."""
+    head = _script().get_revision("cascade_state@head")
+    assert head is not None
+    return head.revision
+
+
+@cache
+def _known_revisions() -> frozenset[str]:
+    return frozenset(script.revision for script in _script().walk_revisions())
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory(str(migrations_directory()))
+
+
+async def _is_current(url: str, options: StoreOptions) -> bool:
+    """Says whether the database is at the newest revision; refuses one that this version must not touch."""
+    engine = unpooled_engine(url, options)
+    try:
+        with translated():
+            async with engine.connect() as connection:
+                found = await read_schema(connection, schema=options.schema)
+    finally:
+        await engine.dispose()
+    _refuse_newer(found, head_revision())
+    _refuse_other_partition_count(found, options.partition_count)
+    return found.revision == head_revision()
+
+
+def _refuse_newer(found: InstalledSchema, expected: str) -> None:
+    if found.revision is not None and found.revision not in _known_revisions():
+        raise SchemaMismatch(
+            expected=expected,
+            found=found.revision,
+            reason="the database is ahead; use the version of the library that migrated it",
+        )
+
+
+def _refuse_other_partition_count(found: InstalledSchema, expected: int) -> None:
+    if found.partition_count is not None and found.partition_count != expected:
+        raise SchemaMismatch(
+            expected=f"{expected} partitions",
+            found=f"{found.partition_count} partitions",
+            reason="the count is fixed by the first migration",
+        )
+
+
+async def _read_revision(connection: AsyncConnection, schema: str | None, name: str) -> str | None:
+    version = column("version_num")
+    rows = await connection.scalars(select(version).select_from(table(name, version, schema=schema)))
+    ours = sorted(row for row in rows if row.startswith(_REVISION_PREFIX))
+    return ours[-1] if ours else None
+
+
+async def _read_partition_count(connection: AsyncConnection, schema: str | None) -> int | None:
+    name, value = column("name"), column("value")
+    settings = table("settings", name, value, schema=schema)
+    as_text = cast(value, Text)  # whatever the connection makes of json
+    stored = await connection.scalar(select(as_text).select_from(settings).where(name == "partition_count"))
+    return None if stored is None else int(stored)
+
+
+def _qualified(connection: AsyncConnection, schema: str | None, name: str) -> str:
+    quote = connection.dialect.identifier_preparer.quote
+    return name if schema is None else f"{quote(schema)}.{name}"
+
+
+def _upgrade(config: Config) -> None:
+    with _alembic:
+        command.upgrade(config, "cascade_state@head")
+
+
+async def _in_thread(function: Any, config: Config, cancelled: threading.Event) -> None:
+    """Runs a blocking call to its end in a thread; a cancelled caller stops only the wait for the lock."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, config))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await run_to_completion(_settled(work))
+        raise
+
+
+async def _settled(work: asyncio.Future[None]) -> None:
+    await asyncio.wait({work})
+    work.exception()  # seen; the cancellation is what the caller gets

@@ -1,0 +1,88 @@
+"""Removing flow instances, with what the foreign keys do not reach: business keys and correlations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ARRAY, CTE, ColumnElement, Select, Text, and_, bindparam, delete, exists, func, not_, or_, select
+
+from cascade_state.postgres.direct import Statement
+from cascade_state.postgres.statements.parameters import BIGINT, INSTANT, INTEGER, TEXT, UUID_VALUE, param
+from cascade_state.postgres.tables import correlations, flow_instances, idempotency_keys
+
+__all__ = ["COUNT_PURGEABLE", "PURGE", "REMOVE", "REMOVE_OF_DEFINITION"]
+
+flow = flow_instances
+
+
+def _removed(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Removes flows; results, states, timers and history go by their foreign keys. One record for each flow."""
+    gone = (
+        delete(flow)
+        .where(*conditions)
+        .returning(flow.c.partition_id, flow.c.flow_instance_id, flow.c.business_key)
+        .cte("gone")
+    )
+    keys = (
+        delete(idempotency_keys)
+        .where(idempotency_keys.c.flow_instance_id == gone.c.flow_instance_id, gone.c.business_key.is_not(None))
+        .cte("freed_keys")
+    )
+    waits = (
+        delete(correlations)
+        .where(
+            correlations.c.flow_partition_id == gone.c.partition_id,
+            correlations.c.flow_instance_id == gone.c.flow_instance_id,
+        )
+        .cte("removed_waits")
+    )
+    return select(gone.c.flow_instance_id).add_cte(keys, waits)
+
+
+REMOVE = Statement(
+    "flow_instances.remove",
+    lambda: _removed(
+        flow.c.partition_id == param("partition_id", INTEGER),
+        flow.c.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+    ),
+)
+REMOVE_OF_DEFINITION = Statement(
+    "flow_instances.remove_of_definition",
+    lambda: _removed(flow.c.flow_id == param("flow_id", TEXT), flow.c.flow_version == param("version", INTEGER)),
+)
+
+
+def _purgeable(source: Any) -> ColumnElement[bool]:
+    return and_(
+        source.c.completed_at.is_not(None),
+        source.c.completed_at < param("before", INSTANT),
+        source.c.status == func.any(bindparam("statuses", type_=ARRAY(Text))),
+    )
+
+
+def _old() -> Select[Any]:
+    """The oldest flows whose whole family (same root) may go."""
+    relative = flow_instances.alias("relative")
+    kept_relative = exists().where(
+        relative.c.partition_id == flow.c.partition_id,
+        relative.c.root_id == flow.c.root_id,
+        or_(relative.c.completed_at.is_(None), not_(_purgeable(relative))),
+    )
+    return (
+        select(flow.c.partition_id, flow.c.flow_instance_id)
+        .where(_purgeable(flow), ~kept_relative)
+        .order_by(flow.c.completed_at, flow.c.flow_instance_id)
+        .limit(param("limit", BIGINT))
+    )
+
+
+def _purge() -> Select[Any]:
+    old: CTE = _old().with_for_update(skip_locked=True).cte("old")
+    return _removed(flow.c.partition_id == old.c.partition_id, flow.c.flow_instance_id == old.c.flow_instance_id)
+
+
+PURGE = Statement("flow_instances.purge", _purge)
+COUNT_PURGEABLE = Statement(
+    "flow_instances.count_purgeable",
+    lambda: select(func.count().label("total")).select_from(_old().subquery("old")),
+)

@@ -1,0 +1,53 @@
+"""The statement behind `store.statistics()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, Text, cast, func, literal_column, or_, select
+
+from cascade_state.postgres.direct import Statement
+from cascade_state.postgres.statements.parameters import NOW, TEXT
+from cascade_state.postgres.tables import correlations, early_events, flow_instances, timers
+
+__all__ = ["STATISTICS"]
+
+# Written out rather than bound: the planner must recognise the partial indexes when it does not know the values.
+_PENDING = literal_column("'PENDING'", TEXT)
+_CLAIMED = literal_column("'CLAIMED'", TEXT)
+_DEAD = literal_column("'DEAD'", TEXT)
+_DELIVERED = literal_column("'DELIVERED'", TEXT)
+
+
+def _statistics() -> Select[Any]:
+    """One row. Each figure reads one index, so the cost grows with what is counted and not with the size of the rows."""
+    by_status = (
+        select(flow_instances.c.status, func.count().label("total")).group_by(flow_instances.c.status).subquery("by_status")
+    )
+    instances = select(func.json_object_agg(by_status.c.status, by_status.c.total)).scalar_subquery()
+    is_free = or_(timers.c.status == _PENDING, timers.c.lease_expires_at <= NOW)
+    overdue = timers.c.due_at <= NOW
+    living = (
+        select(
+            func.count().label("pending"),
+            func.count().filter(overdue, is_free).label("overdue"),
+            func.min(timers.c.due_at).filter(overdue, is_free).label("oldest_overdue_at"),
+        )
+        .where(timers.c.status.in_((_PENDING, _CLAIMED)))
+        .subquery("living")
+    )
+    dead = select(func.count()).select_from(timers).where(timers.c.status == _DEAD)
+    delivered = select(func.count()).select_from(correlations).where(correlations.c.status == _DELIVERED)
+    dead_letters = select(func.count()).select_from(early_events).where(early_events.c.status == _DEAD)
+    return select(
+        cast(instances, Text).label("instances_by_status"),
+        living.c.pending.label("timers_pending"),
+        living.c.overdue.label("timers_overdue"),
+        living.c.oldest_overdue_at,
+        dead.scalar_subquery().label("timers_dead"),
+        delivered.scalar_subquery().label("deliveries_pending"),
+        dead_letters.scalar_subquery().label("dead_letters"),
+    )
+
+
+STATISTICS = Statement("statistics.read", _statistics)

@@ -1,0 +1,407 @@
+"""Statements about timers: scheduling, claiming under a lease, and giving back.
+
+Every write under a lease compares the token in the statement that writes. Statements that are all or nothing lock and count
+the rows first; they lock in the order of the key, so that two of them never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Select,
+    Text,
+    Update,
+    and_,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from cascade_state.model.timers import WORN_OUT
+from cascade_state.postgres.direct import Statement
+from cascade_state.postgres.statements.parameters import (
+    BIGINT,
+    INSTANT,
+    INTEGER,
+    INTERVAL,
+    JSON_DOCUMENT,
+    NOW,
+    TEXT,
+    UUID_VALUE,
+    param,
+    relation,
+    scalars,
+)
+from cascade_state.postgres.tables import flow_instances, timers
+
+__all__ = [
+    "CANCEL",
+    "CLAIM_DUE",
+    "COMPLETE_ALL",
+    "COMPLETE_EACH",
+    "COMPLETE_ONE",
+    "DIAGNOSE_SCHEDULE",
+    "FIND",
+    "GIVE_UP",
+    "HELD",
+    "HELD_COLUMNS",
+    "LIST_DEAD",
+    "LIST_DEAD_BEHIND",
+    "LIST_FOR_INSTANCE",
+    "LIST_FOR_INSTANCE_BEHIND",
+    "NEXT_DUE_AT",
+    "RELEASE",
+    "RENEW",
+    "RESCHEDULE",
+    "RETRY",
+    "REVIVE",
+    "SCHEDULE_EACH",
+    "SCHEDULE_ONE",
+    "TIMER_COLUMNS",
+    "timer_columns",
+]
+
+_timer = timers.c
+
+# Written out rather than bound: the planner must recognise the partial indexes when it does not know the values.
+_PENDING = literal_column("'PENDING'", TEXT)
+_CLAIMED = literal_column("'CLAIMED'", TEXT)
+_DEAD = literal_column("'DEAD'", TEXT)
+
+_IDENTITY = {"partition_id": INTEGER, "timer_id": UUID_VALUE}
+HELD_COLUMNS = {**_IDENTITY, "token": BIGINT}
+TIMER_COLUMNS = {
+    **_IDENTITY,
+    "flow_instance_id": UUID_VALUE,
+    "step_id": TEXT,
+    "due_at": INSTANT,
+    "after": INTERVAL,
+    "payload": JSON_DOCUMENT,
+    "max_attempts": INTEGER,
+}
+
+
+def timer_columns(source: Any = timers) -> tuple[ColumnElement[Any], ...]:
+    """The columns that make a timer."""
+    return (
+        source.c.timer_id,
+        source.c.flow_instance_id,
+        source.c.step_id,
+        source.c.due_at,
+        source.c.status,
+        source.c.attempts,
+        source.c.max_attempts,
+        cast(source.c.payload, Text).label("payload"),
+        source.c.last_error,
+        source.c.lease_holder,
+        source.c.lease_token,
+        source.c.lease_expires_at,
+    )
+
+
+def _same_timer(given: Any) -> ColumnElement[bool]:
+    return and_(_timer.partition_id == given.c.partition_id, _timer.timer_id == given.c.timer_id)
+
+
+def _this_timer() -> ColumnElement[bool]:
+    return and_(
+        _timer.partition_id == param("partition_id", INTEGER), _timer.timer_id == param("timer_id", UUID_VALUE)
+    )
+
+
+# Scheduling
+
+
+def _schedule(query: Select[Any]) -> Select[Any]:
+    """Inserts timers of flows that have not ended.
+
+    The flow's row is updated first. So this waits for an advance of the flow that is under way and then sees whether it ended
+    the flow; and an advance that waits for this sees by `timer_changes` that there is a timer more to remove.
+    """
+    given = query.cte("given")
+    flow = flow_instances.c
+    living = (
+        update(flow_instances)
+        .where(
+            flow.partition_id == given.c.partition_id,
+            flow.flow_instance_id == given.c.flow_instance_id,
+            flow.completed_at.is_(None),
+        )
+        .values(timer_changes=flow.timer_changes + 1)
+        .returning(flow.partition_id, flow.flow_instance_id)
+        .cte("living")
+    )
+    rows = select(
+        given.c.partition_id,
+        given.c.timer_id,
+        given.c.flow_instance_id,
+        given.c.step_id,
+        func.coalesce(given.c.due_at, NOW + given.c.after).label("due_at"),
+        _PENDING.label("status"),
+        literal_column("0", INTEGER).label("attempts"),
+        given.c.max_attempts,
+        given.c.payload,
+    ).join_from(
+        given,
+        living,
+        and_(living.c.partition_id == given.c.partition_id, living.c.flow_instance_id == given.c.flow_instance_id),
+    )
+    inserted = (
+        insert(timers)
+        .from_select([column.name for column in rows.selected_columns], rows)
+        .on_conflict_do_nothing(index_elements=["partition_id", "timer_id"])
+        .returning(_timer.timer_id, _timer.due_at)
+        .cte("inserted")
+    )
+    return select(given.c.item, inserted.c.due_at).join_from(
+        given, inserted, inserted.c.timer_id == given.c.timer_id
+    )
+
+
+SCHEDULE_ONE = Statement("timers.schedule.one", lambda: _schedule(scalars("timer", TIMER_COLUMNS)))
+SCHEDULE_EACH = Statement(
+    "timers.schedule.batch", lambda: _schedule(relation("timer", {"item": INTEGER, **TIMER_COLUMNS}))
+)
+
+
+def _diagnose_schedule() -> Select[Any]:
+    flow = flow_instances.c
+    return (
+        select(flow.status.label("flow_status"), flow.completed_at, *timer_columns())
+        .outerjoin_from(
+            flow_instances,
+            timers,
+            and_(
+                _timer.partition_id == flow.partition_id,
+                _timer.timer_id == param("timer_id", UUID_VALUE),
+                _timer.flow_instance_id == flow.flow_instance_id,
+            ),
+        )
+        .where(
+            flow.partition_id == param("partition_id", INTEGER),
+            flow.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+        )
+    )
+
+
+DIAGNOSE_SCHEDULE = Statement("timers.diagnose_schedule", _diagnose_schedule)
+
+# Claiming
+
+
+def _claim_due() -> Select[Any]:
+    """Claims due timers; those without an attempt left die instead. Returns both, in no order."""
+    due = (
+        select(_timer.partition_id, _timer.timer_id)
+        .where(
+            _timer.status.in_((_PENDING, _CLAIMED)),
+            _timer.due_at <= NOW,
+            or_(_timer.status == _PENDING, _timer.lease_expires_at <= NOW),
+        )
+        .order_by(_timer.due_at, _timer.timer_id)
+        .limit(param("limit", BIGINT))
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    worn_out = _timer.attempts >= _timer.max_attempts
+    claimed = (
+        update(timers)
+        .where(_same_timer(due))
+        .values(
+            status=case((worn_out, _DEAD), else_=_CLAIMED),
+            lease_token=_timer.lease_token + 1,
+            lease_holder=case((worn_out, null()), else_=param("holder", TEXT)),
+            lease_expires_at=case((worn_out, null()), else_=NOW + param("lease_duration", INTERVAL)),
+            attempts=case((worn_out, _timer.attempts), else_=_timer.attempts + 1),
+            last_error=case((worn_out, param("worn_out", TEXT)), else_=_timer.last_error),
+        )
+        .returning(*timer_columns())
+        .cte("claimed")
+    )
+    return select(claimed)
+
+
+CLAIM_DUE = Statement("timers.claim_due", _claim_due)
+
+# Under a lease
+
+
+def _is_held(given: Any) -> ColumnElement[bool]:
+    return and_(_same_timer(given), _timer.lease_token == given.c.token, _timer.lease_holder.is_not(None))
+
+
+def _is_this_held() -> ColumnElement[bool]:
+    return and_(
+        _this_timer(), _timer.lease_token == param("token", BIGINT), _timer.lease_holder.is_not(None)
+    )
+
+
+def _held(*, locked: bool) -> Select[Any]:
+    given = relation("held", HELD_COLUMNS).subquery("given")
+    held = (
+        select(_timer.partition_id, _timer.timer_id, _timer.lease_token)
+        .join_from(given, timers, _is_held(given))
+        .order_by(_timer.partition_id, _timer.timer_id)
+    )
+    return held.with_for_update(of=timers) if locked else held
+
+
+HELD = Statement("timers.held", lambda: _held(locked=False))
+
+
+def _all_of(held: CTE) -> ColumnElement[bool]:
+    return select(func.count()).select_from(held).scalar_subquery() == param("held_count", BIGINT)
+
+
+def _complete_all() -> Select[Any]:
+    """Deletes the held timers if all of them are held; returns those that are."""
+    held = _held(locked=True).cte("current")
+    removed = delete(timers).where(_same_timer(held), _all_of(held)).cte("removed")
+    return select(held.c.timer_id, held.c.lease_token).add_cte(removed)
+
+
+def _release() -> Select[Any]:
+    """Gives the held timers back if all of them are held; returns those that are."""
+    held = _held(locked=True).cte("current")
+    released = (
+        update(timers)
+        .where(_same_timer(held), _all_of(held))
+        .values(status=_PENDING, lease_holder=null(), lease_expires_at=null())
+        .cte("released")
+    )
+    return select(held.c.timer_id, held.c.lease_token).add_cte(released)
+
+
+def _renew() -> Select[Any]:
+    held = _held(locked=True).cte("current")
+    renewed = (
+        update(timers)
+        .where(_same_timer(held))
+        .values(lease_expires_at=NOW + param("lease_duration", INTERVAL))
+        .returning(_timer.timer_id, _timer.lease_token, _timer.lease_expires_at)
+        .cte("renewed")
+    )
+    return select(renewed)
+
+
+def _complete(query: Select[Any]) -> Any:
+    given = query.subquery("given")
+    return delete(timers).where(_is_held(given)).returning(given.c.item)
+
+
+COMPLETE_ONE = Statement("timers.complete.one", lambda: _complete(scalars("held", HELD_COLUMNS)))
+COMPLETE_EACH = Statement(
+    "timers.complete.batch", lambda: _complete(relation("held", {"item": INTEGER, **HELD_COLUMNS}))
+)
+COMPLETE_ALL = Statement("timers.complete_all", _complete_all)
+RELEASE = Statement("timers.release", _release)
+RENEW = Statement("timers.renew", _renew)
+
+
+def _given_back(**values: Any) -> Update:
+    return (
+        update(timers)
+        .where(_is_this_held())
+        .values(lease_holder=null(), lease_expires_at=null(), last_error=param("error", TEXT), **values)
+        .returning(*timer_columns())
+    )
+
+
+RETRY = Statement(
+    "timers.retry",
+    lambda: _given_back(
+        status=case((_timer.attempts >= _timer.max_attempts, _DEAD), else_=_PENDING),
+        due_at=NOW + param("after", INTERVAL),
+    ),
+)
+GIVE_UP = Statement("timers.give_up", lambda: _given_back(status=_DEAD))
+
+# Without a lease
+
+FIND = Statement("timers.find", lambda: select(*timer_columns()).where(_this_timer()))
+CANCEL = Statement("timers.cancel", lambda: delete(timers).where(_this_timer()).returning(_timer.timer_id))
+RESCHEDULE = Statement(
+    "timers.reschedule",
+    lambda: update(timers)
+    .where(_this_timer())
+    .values(
+        due_at=param("due_at", INSTANT),
+        status=case((_timer.status == _DEAD, _DEAD), else_=_PENDING),
+        lease_token=_timer.lease_token + 1,
+        lease_holder=null(),
+        lease_expires_at=null(),
+    )
+    .returning(*timer_columns()),
+)
+REVIVE = Statement(
+    "timers.revive",
+    lambda: update(timers)
+    .where(_this_timer())
+    .values(
+        status=case((_timer.status == _DEAD, _PENDING), else_=_timer.status),
+        attempts=case((_timer.status == _DEAD, literal_column("0", INTEGER)), else_=_timer.attempts),
+    )
+    .returning(*timer_columns()),
+)
+
+
+def _next_due_at() -> Select[Any]:
+    """The first pending timer, or the first lease to end among the claimed ones before it.
+
+    A claimed timer that is due later than the first pending one cannot come before it, so only the few claimed entries at
+    the start of the index are looked at.
+    """
+    pending = (
+        select(_timer.due_at)
+        .where(_timer.status == _PENDING)
+        .order_by(_timer.due_at, _timer.timer_id)
+        .limit(literal_column("1"))
+        .cte("pending")
+    )
+    first = select(pending.c.due_at).scalar_subquery()
+    claimed = (
+        select(func.min(func.greatest(_timer.due_at, _timer.lease_expires_at)))
+        .where(
+            _timer.status == _CLAIMED,
+            _timer.due_at < func.coalesce(first, literal_column("'infinity'::timestamptz", INSTANT)),
+        )
+        .scalar_subquery()
+    )
+    return select(func.least(first, claimed).label("next_due_at"))
+
+
+NEXT_DUE_AT = Statement("timers.next_due_at", _next_due_at)
+
+
+def _list(condition: ColumnElement[bool], *, continued: bool) -> Select[Any]:
+    query = select(*timer_columns()).where(condition)
+    if continued:
+        after = tuple_(param("after_at", INSTANT), param("after_id", UUID_VALUE))
+        query = query.where(tuple_(_timer.due_at, _timer.timer_id) > after)
+    return query.order_by(_timer.due_at, _timer.timer_id).limit(param("limit", BIGINT))
+
+
+def _of_instance() -> ColumnElement[bool]:
+    return and_(
+        _timer.partition_id == param("partition_id", INTEGER),
+        _timer.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+    )
+
+
+LIST_FOR_INSTANCE = Statement("timers.list_for_instance", lambda: _list(_of_instance(), continued=False))
+LIST_FOR_INSTANCE_BEHIND = Statement(
+    "timers.list_for_instance.behind", lambda: _list(_of_instance(), continued=True)
+)
+LIST_DEAD = Statement("timers.list_dead", lambda: _list(_timer.status == _DEAD, continued=False))
+LIST_DEAD_BEHIND = Statement("timers.list_dead.behind", lambda: _list(_timer.status == _DEAD, continued=True))

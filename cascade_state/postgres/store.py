@@ -1,0 +1,140 @@
+"""The PostgreSQL store."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from cascade_state.abc.capabilities import Capabilities
+from cascade_state.abc.completion import run_to_completion
+from cascade_state.abc.options import StoreOptions
+from cascade_state.abc.store import Isolation, Store
+from cascade_state.errors import UsageError
+from cascade_state.model.statistics import Statistics
+from cascade_state.postgres import schema
+from cascade_state.postgres.connections import KeptConnections
+from cascade_state.postgres.direct import StatementCache
+from cascade_state.postgres.engine import driver_url, pooled_engine, shown_url, unpooled_engine
+from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.repositories import attach_repositories
+from cascade_state.postgres.statistics import read_statistics
+from cascade_state.postgres.store_executor import StoreExecutor
+from cascade_state.postgres.unit_of_work import EnlistedUnitOfWork, OwnUnitOfWork
+
+if TYPE_CHECKING:
+    from cascade_state.postgres.embedded import EmbeddedServer
+
+__all__ = ["PostgresStore"]
+
+_KEPT_CONNECTIONS = 4  # enough for every line of coalesced operations to have one in flight
+# A kept connection serves many callers, so it must not wait long for a row that one of them contends for; see StoreExecutor.
+_KEPT_SETTINGS = {"lock_timeout": "200ms"}
+
+
+class PostgresStore(Store):
+    """A store on PostgreSQL 15 or later."""
+
+    def __init__(self, url: str, options: StoreOptions) -> None:
+        super().__init__(options)
+        self._given_url = url
+        self._server: EmbeddedServer | None = None
+        if url.startswith("embedded:"):
+            from cascade_state.postgres.embedded import EmbeddedServer  # needs the wheel of an extra
+
+            self._server = EmbeddedServer.from_url(url)
+        else:
+            driver_url(url)  # refuses what cannot be a URL before anything is opened
+        self._engine: AsyncEngine
+        self._unpooled: AsyncEngine
+        self._keeping: AsyncEngine
+        self._kept: KeptConnections
+        self._executor: StoreExecutor
+        self._statements = StatementCache(options.schema)
+
+    @property
+    def url(self) -> str:
+        """The address, without its password; that of the embedded server once it runs."""
+        if self._server is not None and self._server.is_running:
+            return self._server.url
+        return shown_url(self._given_url)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """PostgreSQL outlives the process, is shared between processes, and runs the caller's SQL."""
+        return Capabilities(durable=True, cross_process=True, caller_sql=True, notify=False)
+
+    @property
+    def _address(self) -> str:
+        return self._given_url if self._server is None else self._server.url
+
+    async def migrate(self) -> None:
+        self._guard.call(writes=True)
+        await schema.migrate_database(
+            self._direct_address("migrations"),
+            schema=self.options.schema,
+            partition_count=self.options.partition_count,
+        )
+
+    async def check_schema(self) -> None:
+        self._guard.call(writes=False)
+        with translated():
+            async with self._unpooled.connect() as connection:
+                await schema.check_database(
+                    connection, schema=self.options.schema, partition_count=self.options.partition_count
+                )
+
+    async def statistics(self) -> Statistics:
+        self._guard.call(writes=False)
+        return await read_statistics(self._executor)
+
+    def _direct_address(self, purpose: str) -> str:
+        if self.options.pooler is None:
+            return self._address
+        if self.options.direct_url is None:
+            raise UsageError(f"{purpose} cannot run through a transaction pooler; open the store with direct_url=")
+        return self.options.direct_url
+
+    async def _open(self) -> None:
+        if self._server is not None:
+            await run_to_completion(asyncio.to_thread(self._server.start))
+        self._engine = pooled_engine(self._address, self.options)
+        self._unpooled = unpooled_engine(self._address, self.options)
+        self._keeping = unpooled_engine(self._address, self.options, _KEPT_SETTINGS)
+        self._kept = KeptConnections(self._keeping, _KEPT_CONNECTIONS)
+        self._executor = StoreExecutor(self.options, self._statements, self._engine, self._kept)
+        attach_repositories(self, self._executor, self._guard, self._limits)
+        try:
+            await self._check_partition_count()
+        except BaseException:
+            await run_to_completion(self._close())
+            raise
+
+    async def _check_partition_count(self) -> None:
+        """Refuses a database that was made with another partition count; an empty database is for `migrate`."""
+        with translated():
+            async with self._unpooled.connect() as connection:
+                await schema.check_partition_count(
+                    connection, schema=self.options.schema, partition_count=self.options.partition_count
+                )
+
+    async def _close(self) -> None:
+        await self._executor.close()
+        await self._kept.close()
+        await self._engine.dispose()
+        await self._keeping.dispose()
+        await self._unpooled.dispose()
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
+
+    def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> OwnUnitOfWork:
+        return OwnUnitOfWork(
+            self.options, self._statements, self._engine, isolation=isolation, read_only=read_only
+        )
+
+    def _enlist(
+        self, session_or_connection: AsyncSession | AsyncConnection
+    ) -> AbstractAsyncContextManager[EnlistedUnitOfWork]:
+        return EnlistedUnitOfWork(self.options, self._statements, session_or_connection)  # type: ignore[return-value]

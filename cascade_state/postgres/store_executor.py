@@ -1,0 +1,98 @@
+"""The executor of a store's own repositories: each call is a transaction of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cascade_state.abc.completion import run_to_completion
+from cascade_state.abc.options import StoreOptions
+from cascade_state.errors import TransactionAborted
+from cascade_state.postgres.coalescing import Line
+from cascade_state.postgres.connections import KeptConnections, OwnTransaction
+from cascade_state.postgres.direct import Record, Statement, StatementCache
+from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.executor import ConnectionExecutor, Executor
+from cascade_state.postgres.operations import Operation
+
+__all__ = ["StoreExecutor"]
+
+Item = TypeVar("Item")
+
+_LOCK_TIMEOUT = "55P03"
+
+
+class StoreExecutor(Executor):
+    """Runs single statements on kept autocommit connections, coalesced, and several ones in a pooled transaction."""
+
+    def __init__(
+        self, options: StoreOptions, statements: StatementCache, engine: AsyncEngine, kept: KeptConnections
+    ) -> None:
+        super().__init__(options, statements)
+        self._engine = engine
+        self._kept = kept
+        self._lines: dict[Operation[Any], Line[Any, Record | None]] = {}
+
+    async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
+        try:
+            return await self._fetch_kept(statement, values)
+        except TransactionAborted as error:
+            if error.sqlstate != _LOCK_TIMEOUT:
+                raise
+        # The row is held by somebody for long. Wait for it on a connection that nobody else waits for.
+        async with self._transaction({}) as executor:
+            return await executor.fetch(statement, values)
+
+    async def _fetch_kept(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
+        kept = await self._kept.take()
+        try:
+            with translated():
+                return await self.statements.fetch(kept[1], statement, values)
+        finally:
+            self._kept.put_back(kept)
+
+    async def one(self, operation: Operation[Item], item: Item) -> Record | None:
+        if not self.options.coalesce:
+            return await super().one(operation, item)
+        line = self._lines.get(operation)
+        if line is None:
+            line = self._lines[operation] = self._line(operation)
+        return await line.submit(item)
+
+    def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[Executor]:
+        return self._transaction({"isolation_level": "REPEATABLE READ"} if snapshot else {})
+
+    @property
+    def in_transaction(self) -> bool:
+        return False
+
+    async def close(self) -> None:
+        """Waits for what is under way."""
+        for line in self._lines.values():
+            await line.close()
+
+    def _line(self, operation: Operation[Item]) -> Line[Item, Record | None]:
+        async def run(items: Sequence[Item]) -> list[Record | None]:
+            statement, values = operation.prepare(items, self)
+            results: list[Record | None] = [None] * len(items)
+            # A batch must not wait for a row on behalf of one caller: it fails, and is replayed one by one.
+            fetch = self.fetch if len(items) == 1 else self._fetch_kept
+            for record in await fetch(statement, values):
+                results[record["item"]] = record
+            return results
+
+        return Line(run, operation.key)
+
+    @asynccontextmanager
+    async def _transaction(self, options: dict[str, Any]) -> AsyncIterator[Executor]:
+        transaction = OwnTransaction(self._engine, options)
+        await transaction.begin()
+        try:
+            yield ConnectionExecutor(self.options, self.statements, transaction.driver)
+        except BaseException:
+            await run_to_completion(transaction.rollback())
+            raise
+        await run_to_completion(transaction.commit())

@@ -1,0 +1,140 @@
+"""Units of work on PostgreSQL: one with its own transaction, one inside the caller's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction
+
+from cascade_state.abc.options import StoreOptions
+from cascade_state.abc.unit_of_work import UnitOfWork
+from cascade_state.errors import UsageError
+from cascade_state.postgres.connections import OwnTransaction, driver_of, start_on_wire
+from cascade_state.postgres.direct import StatementCache
+from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.executor import ConnectionExecutor
+from cascade_state.postgres.repositories import attach_repositories
+
+__all__ = ["EnlistedUnitOfWork", "OwnUnitOfWork"]
+
+
+class _SqlUnitOfWork(UnitOfWork):
+    """What both kinds share: the connection, the caller's sessions on it, and savepoints."""
+
+    def __init__(self, options: StoreOptions, statements: StatementCache, *, read_only: bool = False) -> None:
+        super().__init__(options.limits, read_only=read_only)
+        self._options = options
+        self._statements = statements
+        self._connection: AsyncConnection
+        self._sessions: list[AsyncSession] = []
+
+    async def _attach(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        raw = await connection.get_raw_connection()
+        isolation = getattr(raw.dbapi_connection, "isolation_level", None)  # the adapter's word; None: the default
+        executor = ConnectionExecutor(
+            self._options,
+            self._statements,
+            await driver_of(connection),
+            has_old_snapshot=isolation in ("repeatable_read", "serializable"),
+        )
+        attach_repositories(self, executor, self._guard, self._limits)
+
+    async def _set_savepoint(self) -> AsyncTransaction:
+        with translated():
+            return await self._connection.begin_nested()
+
+    async def _release_savepoint(self, mark: AsyncTransaction) -> None:
+        with translated():
+            await mark.commit()
+
+    async def _rollback_to_savepoint(self, mark: AsyncTransaction) -> None:
+        with translated():
+            await mark.rollback()
+
+    def _sql_connection(self) -> AsyncConnection:
+        return self._connection
+
+    def _sql_session(self, **options: Any) -> AsyncSession:
+        # Committing the session must not commit the unit of work; it can only be told to roll back.
+        session = AsyncSession(bind=self._connection, join_transaction_mode="rollback_only", **options)
+        self._sessions.append(session)
+        return session
+
+    async def _flush_sessions(self) -> None:
+        for session in self._sessions:
+            if session.new or session.dirty or session.deleted:
+                await session.flush()
+
+
+class OwnUnitOfWork(_SqlUnitOfWork):
+    """A unit of work with a pooled connection and a transaction of its own."""
+
+    def __init__(
+        self,
+        options: StoreOptions,
+        statements: StatementCache,
+        engine: AsyncEngine,
+        *,
+        isolation: str | None,
+        read_only: bool,
+    ) -> None:
+        super().__init__(options, statements, read_only=read_only)
+        execution_options: dict[str, Any] = {}
+        if isolation is not None:
+            execution_options["isolation_level"] = isolation
+        if read_only:
+            execution_options["postgresql_readonly"] = True
+        self._transaction = OwnTransaction(engine, execution_options)
+
+    async def _begin(self) -> None:
+        await self._transaction.begin()
+        await self._attach(self._transaction.connection)
+
+    async def _commit(self) -> None:
+        try:
+            with translated():
+                await self._flush_sessions()
+        except BaseException:
+            await self._transaction.rollback()
+            raise
+        await self._transaction.commit()
+
+    async def _rollback(self) -> None:
+        await self._transaction.rollback()
+
+
+class EnlistedUnitOfWork(_SqlUnitOfWork):
+    """A unit of work inside the caller's transaction: it begins one if need be, and never ends it."""
+
+    def __init__(
+        self,
+        options: StoreOptions,
+        statements: StatementCache,
+        session_or_connection: AsyncSession | AsyncConnection,
+    ) -> None:
+        super().__init__(options, statements)
+        if not isinstance(session_or_connection, (AsyncSession, AsyncConnection)):
+            kind = type(session_or_connection).__name__
+            raise UsageError(f"enlist takes an AsyncSession or an AsyncConnection, not {kind}")
+        self._caller = session_or_connection
+
+    async def _begin(self) -> None:
+        with translated():
+            if isinstance(self._caller, AsyncSession):
+                connection = await self._caller.connection()
+            else:
+                connection = self._caller
+                if not connection.in_transaction():
+                    await connection.begin()
+            if connection.dialect.driver != "asyncpg":
+                raise UsageError(f"enlist works on asyncpg, not on {connection.dialect.driver}")
+            await start_on_wire(connection)
+        await self._attach(connection)
+
+    async def _commit(self) -> None:
+        with translated():
+            await self._flush_sessions()
+
+    async def _rollback(self) -> None:
+        return None  # the caller's to decide

@@ -1,0 +1,44 @@
+"""What users import in their tests: servers, a database per test, hashes.
+
+Importing this package imports no driver; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cascade_state.testing.databases import TemporaryDatabase
+    from cascade_state.testing.hashing import DirectoryHash, hash_directory, migration_hash
+    from cascade_state.testing.server import PostgresServer, shared_server
+
+__all__ = [
+    "DirectoryHash",
+    "PostgresServer",
+    "TemporaryDatabase",
+    "hash_directory",
+    "migration_hash",
+    "shared_server",
+]
+
+_HOMES = {
+    "DirectoryHash": "hashing",
+    "PostgresServer": "server",
+    "TemporaryDatabase": "databases",
+    "hash_directory": "hashing",
+    "migration_hash": "hashing",
+    "shared_server": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

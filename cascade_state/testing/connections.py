@@ -1,0 +1,160 @@
+"""Connections of the testing toolkit to its servers, and their errors in our words.
+
+The only file of `testing` that knows the driver.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+from asyncpg import exceptions as pg
+
+from cascade_state.errors import (
+    DatabaseAlreadyExists,
+    DatabaseInUse,
+    DatabaseNotFound,
+    InvalidDatabaseName,
+    PermissionDenied,
+    ServerUnavailable,
+    TestDatabaseError,
+)
+
+__all__ = [
+    "Connection",
+    "checked_name",
+    "connect",
+    "database_of",
+    "is_lock_timeout",
+    "is_template_mark",
+    "plain_url",
+    "quoted",
+    "translated",
+    "url_of",
+]
+
+Connection = Any  # asyncpg ships no types
+
+_NAME_LIMIT = 63  # bytes; PostgreSQL would cut longer names off, and two tests would share a database
+_CONNECT_SECONDS = 10.0
+
+
+def checked_name(name: str) -> str:
+    """Returns the name when a database can have it.
+
+    Raises:
+        InvalidDatabaseName: Not text, empty, with a NUL or a lone surrogate, or longer than 63 bytes.
+    """
+    if not isinstance(name, str):
+        raise InvalidDatabaseName(database=name, reason="must be text")
+    if not name:
+        raise InvalidDatabaseName(database=name, reason="must not be empty")
+    if "\0" in name:
+        raise InvalidDatabaseName(database=name, reason="must not contain NUL")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidDatabaseName(database=name, reason="must be valid Unicode") from None
+    if length > _NAME_LIMIT:
+        raise InvalidDatabaseName(database=name, reason=f"is {length} bytes long; {_NAME_LIMIT} are allowed")
+    return name
+
+
+def quoted(name: str) -> str:
+    """Returns the checked name as an SQL identifier."""
+    return '"' + checked_name(name).replace('"', '""') + '"'
+
+
+def plain_url(url: str) -> str:
+    """Returns the URL without a driver's name: `postgresql+asyncpg://…` becomes `postgresql://…`.
+
+    Raises:
+        ServerUnavailable: It is not a PostgreSQL URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
+        raise ServerUnavailable(reason="the URL of a test server begins with postgresql://")
+    return f"postgresql://{rest}"
+
+
+def database_of(url: str) -> str:
+    """Returns the quoted database name in a URL; empty when it names none."""
+    return urlsplit(url).path.removeprefix("/")
+
+
+def url_of(url: str, database: str) -> str:
+    """Returns the URL of another database on the same server."""
+    parts = urlsplit(url)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"postgresql://{parts.netloc}/{quote(checked_name(database), safe='')}{query}"
+
+
+@asynccontextmanager
+async def connect(url: str, *, application_name: str = "cascade_state testing") -> AsyncIterator[Connection]:
+    """Yields a connection of one's own and closes it.
+
+    Raises:
+        ServerUnavailable: Nobody answers, or the server takes no more connections.
+        PermissionDenied: Wrong role or password.
+    """
+    with translated(database_of(url)):
+        connection = await asyncpg.connect(
+            url,
+            timeout=_CONNECT_SECONDS,
+            statement_cache_size=0,  # one-off commands; also right behind a pooler
+            server_settings={
+                "application_name": application_name.encode()[:_NAME_LIMIT].decode(errors="ignore")
+            },
+        )
+    try:
+        yield connection
+    finally:
+        if not connection.is_closed():
+            await connection.close(timeout=_CONNECT_SECONDS)
+
+
+@contextmanager
+def translated(database: str) -> Iterator[None]:
+    """Turns the driver's errors of a command about this database into ours, by SQLSTATE."""
+    try:
+        yield
+    except TestDatabaseError:  # ours already; some are OSErrors as well
+        raise
+    except (pg.DuplicateDatabaseError, pg.UniqueViolationError) as exc:  # the latter: two at the same moment
+        raise DatabaseAlreadyExists(database=database) from exc
+    except pg.InvalidCatalogNameError as exc:
+        raise DatabaseNotFound(database=database) from exc
+    except pg.ObjectInUseError as exc:
+        raise DatabaseInUse(database=database) from exc
+    except (pg.InsufficientPrivilegeError, pg.InvalidAuthorizationSpecificationError) as exc:
+        raise PermissionDenied(reason=_one_line(exc)) from exc
+    except (
+        pg.CannotConnectNowError,
+        pg.TooManyConnectionsError,
+        pg.AdminShutdownError,
+        pg.CrashShutdownError,
+        pg.PostgresConnectionError,
+        pg.InterfaceError,
+        OSError,
+    ) as exc:
+        raise ServerUnavailable(reason=_one_line(exc)) from exc
+
+
+def is_lock_timeout(exc: BaseException) -> bool:
+    """Tells whether a statement gave up waiting for a lock."""
+    return isinstance(exc, pg.LockNotAvailableError)
+
+
+def is_template_mark(exc: BaseException) -> bool:
+    """Tells whether DROP DATABASE was refused because the database is marked as a template."""
+    return isinstance(exc, pg.WrongObjectTypeError)
+
+
+def _one_line(exc: BaseException) -> str:
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    password = os.environ.get("PGPASSWORD")
+    return text.replace(password, "***") if password else text
