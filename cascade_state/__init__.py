@@ -1,4 +1,4 @@
-"""The durable state of flows: definitions, instances, component states, correlations and timers, on PostgreSQL or in memory.
+"""The durable state of flows: definitions, instances, states, correlations and timers; on PostgreSQL or in memory.
 
 Everything that an application needs is re-exported here; importing it imports no database library.
 """

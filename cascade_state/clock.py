@@ -1,7 +1,8 @@
 """Where a store gets its time from, when it does not come from the database. Anybody may import this module.
 
-A store without a clock judges time by the database (PostgreSQL) or by the machine (memory). A store opened with a
-clock uses it for every time-dependent operation, SQL included, so that a test moves time instead of sleeping.
+A store without a clock judges time by the database (PostgreSQL) or by the machine (memory). A store opened
+with a clock uses it for every time-dependent operation, SQL included, so that a test moves time instead of
+sleeping.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ The tree, by what the caller can do about it:
     └── TestDatabaseError          testing: DatabaseAlreadyExists · DatabaseNotFound · DatabaseInUse ·
                                    InvalidDatabaseName · PermissionDenied · ServerUnavailable · TemplateBusy
 
-Each class builds its message from keyword-only facts, keeps them as attributes, and pickles. No message, attribute or
-repr carries a payload or a password. Anybody above `ids` may import this module.
+Each class builds its message from keyword-only facts, keeps them as attributes, and pickles. No message,
+attribute or repr carries a payload or a password. Anybody above `ids` may import this module.
 """
 
 from __future__ import annotations
@@ -95,9 +95,6 @@ def _shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-
-
-
 class UsageError(CascadeStateError):
     """The call cannot work as written. Mend the calling code; a retry gives the same answer."""
 
@@ -131,7 +128,7 @@ class InvalidTransition(UsageError, ValueError):
 
     def __init__(self, from_status: str, to_status: str) -> None:
         super().__init__(
-            f"a flow instance cannot go from {str(from_status)} to {str(to_status)}",
+            f"a flow instance cannot go from {from_status!s} to {to_status!s}",
             from_status=from_status,
             to_status=to_status,
         )
@@ -159,11 +156,11 @@ class InvalidDefinition(UsageError, ValueError):
     def __init__(self, *, flow_id: str, reason: str, step_id: str | None = None) -> None:
         step = f", step {_shown(step_id)}" if step_id is not None else ""
         super().__init__(
-            f"flow definition {_shown(flow_id)}{step}: {reason}", flow_id=flow_id, step_id=step_id, reason=reason
+            f"flow definition {_shown(flow_id)}{step}: {reason}",
+            flow_id=flow_id,
+            step_id=step_id,
+            reason=reason,
         )
-
-
-
 
 
 class NotFound(CascadeStateError, LookupError):
@@ -204,9 +201,6 @@ class TimerNotFound(NotFound):
         super().__init__(entity="timer", key=key)
 
 
-
-
-
 class Conflict(CascadeStateError):
     """Somebody else was first. Read again and decide; a blind retry gives the same answer."""
 
@@ -220,7 +214,9 @@ class AlreadyExists(Conflict):
 
     def __init__(self, *, entity: str, key: Any, existing_id: Any = None) -> None:
         holder = f" (as {existing_id})" if existing_id is not None else ""
-        super().__init__(f"{entity} {_shown(key)} already exists{holder}", entity=entity, key=key, existing_id=existing_id)
+        super().__init__(
+            f"{entity} {_shown(key)} already exists{holder}", entity=entity, key=key, existing_id=existing_id
+        )
 
 
 class VersionConflict(Conflict):
@@ -273,9 +269,6 @@ class FlowDefinitionInUse(Conflict):
         )
 
 
-
-
-
 class LockNotAcquired(CascadeStateError, TimeoutError):
     """The advisory lock was not free within the time-out; `waited` is in seconds."""
 
@@ -284,7 +277,9 @@ class LockNotAcquired(CascadeStateError, TimeoutError):
 
     def __init__(self, *, lock_name: Any, waited: float) -> None:
         super().__init__(
-            f"lock {_shown(lock_name)} was not acquired within {waited:.3f} s", lock_name=lock_name, waited=waited
+            f"lock {_shown(lock_name)} was not acquired within {waited:.3f} s",
+            lock_name=lock_name,
+            waited=waited,
         )
 
 
@@ -295,9 +290,6 @@ class LockLost(CascadeStateError):
 
     def __init__(self, *, lock_name: Any) -> None:
         super().__init__(f"lock {_shown(lock_name)} is lost: its connection ended", lock_name=lock_name)
-
-
-
 
 
 class StoreError(CascadeStateError):
@@ -312,8 +304,8 @@ class StoreError(CascadeStateError):
 class StoreUnavailable(StoreError):
     """The back end cannot be reached, or a connection broke or could not be had in time. Retry the whole unit of work.
 
-    An error while committing does not mean "not committed": re-send with the same ids or idempotency keys. When an
-    embedded server does not start, `log_tail` is what it said last.
+    An error while committing does not mean "not committed": re-send with the same ids or idempotency keys.
+    When an embedded server does not start, `log_tail` is what it said last.
     """
 
     reason: str
@@ -324,7 +316,7 @@ class StoreUnavailable(StoreError):
 
 
 class TransactionAborted(StoreError):
-    """The transaction lost against another one (serialization failure, deadlock, lock time-out). Retry the whole of it."""
+    """The transaction lost against another one (serialization failure, deadlock, lock time-out). Retry all of it."""
 
     def __init__(self, *, reason: str, sqlstate: str | None = None) -> None:
         super().__init__(f"the transaction was aborted: {reason}", sqlstate=sqlstate, reason=reason)
@@ -342,7 +334,7 @@ class SerializationError(StoreError):
 
 
 class SchemaMismatch(StoreError):
-    """The database's schema is not the one this version of the library works with. Migrate, or use the other version."""
+    """The database's schema is not the one this version of the library works with. Migrate, or change versions."""
 
     expected: Any
     found: Any
@@ -355,9 +347,6 @@ class SchemaMismatch(StoreError):
             found=found,
             reason=reason,
         )
-
-
-
 
 
 class TestDatabaseError(CascadeStateError):
@@ -392,7 +381,9 @@ class DatabaseInUse(TestDatabaseError):
 
     def __init__(self, *, database: str, connections: tuple[tuple[int, str], ...] = ()) -> None:
         users = ", ".join(f"{name or 'unnamed'} (pid {pid})" for pid, name in connections) or "another session"
-        super().__init__(f"database {_shown(database)} is in use by {users}", database=database, connections=connections)
+        super().__init__(
+            f"database {_shown(database)} is in use by {users}", database=database, connections=connections
+        )
 
 
 class InvalidDatabaseName(TestDatabaseError, ValueError):

@@ -1,8 +1,8 @@
 """Identifiers and the partition they carry.
 
-The one idea: whoever holds an id knows its partition. A flow instance's partition is the low bits of its UUID; a child
-flow and every timer are minted into the partition of their root. A key that is no flow id (a correlation key, a
-business key) is hashed. Anybody may import this module.
+The one idea: whoever holds an id knows its partition. A flow instance's partition is the low bits of its
+UUID; a child flow and every timer are minted into the partition of their root. A key that is no flow id (a
+correlation key, a business key) is hashed. Anybody may import this module.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _ROOT_BITS = MAXIMUM_PARTITION_COUNT - 1
 def new_flow_instance_id(root_id: UUID | None = None) -> UUID:
     """Returns a new time-ordered id (UUID version 7), in the partition of `root_id` when one is given.
 
-    A child takes the root's low 12 bits, so a flow and all its descendants share a partition at any partition count.
+    A child takes the root's low 12 bits, so a flow and all its descendants share a partition at any partition
+    count.
     """
     minted = uuid7()
     return minted if root_id is None else _with_low_bits(minted, root_id)
@@ -47,7 +48,7 @@ def new_timer_id(flow_instance_id: UUID, idempotency_key: str | None = None) -> 
     if idempotency_key is None:
         return _with_low_bits(uuid7(), flow_instance_id)
     digest = blake2b(idempotency_key.encode(), key=flow_instance_id.bytes, digest_size=16).digest()
-    return _with_low_bits(UUID(bytes=digest, version=8), flow_instance_id)
+    return _with_low_bits(_version_8(int.from_bytes(digest, "big")), flow_instance_id)
 
 
 def partition_of(flow_instance_id: UUID, partition_count: int) -> int:
@@ -63,10 +64,16 @@ def partition_of_key(key: str, partition_count: int) -> int:
 def hash_key(key: str) -> int:
     """Returns the documented, stable, unsigned 64-bit hash of a text key.
 
-    It is BLAKE2b with an 8-byte digest over the UTF-8 bytes, read big endian; the same on every machine and version.
+    It is BLAKE2b with an 8-byte digest over the UTF-8 bytes, read big endian; the same on every machine and
+    version.
     """
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def _with_low_bits(minted: UUID, source: UUID) -> UUID:
     return UUID(int=(minted.int & ~_ROOT_BITS) | (source.int & _ROOT_BITS))
+
+
+def _version_8(value: int) -> UUID:
+    """Returns a UUID of the version for custom contents; `UUID(version=8)` needs Python 3.14."""
+    return UUID(int=(value & ~(0xF << 76) & ~(0x3 << 62)) | (0x8 << 76) | (0x2 << 62))

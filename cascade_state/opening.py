@@ -38,12 +38,13 @@ def open_store(
     max_attempts: int = 20,
     application_name: str = "cascade_state",
 ) -> Store:
-    """Returns a store, to be entered once: `async with open_store(url) as store:`. Nothing connects before that.
+    """Returns the store at a URL, to be entered once with `async with`. Nothing connects before that.
 
     Args:
-        url: `postgresql://…` (several hosts are tried in turn until one accepts writes); `memory://`, a private store, or
-            `memory://name`, shared by all openings in this process; `embedded://./data` or `embedded:///srv/data`, a server of
-            our own in that directory, which stops with the last process that has it open.
+        url: `postgresql://…` (several hosts are tried in turn until one accepts writes); `memory://`, a
+            private store, or `memory://name`, shared by all openings in this process; `embedded://./data` or
+            `embedded:///srv/data`, a server of our own in that directory, which stops with the last process
+            that has it open.
         schema: The database schema of this installation; None: the connection's default.
         partition_count: A power of two from 16 to 4096; fixed by the first migration.
         pool_size: How many connections units of work may use at once.
@@ -52,9 +53,11 @@ def open_store(
         direct_url: The same database without the pooler, for migrations and session-level locks.
         clock: Where time comes from, SQL included; None: the database's clock (the machine's in memory).
         hints: Whether committed work notifies other processes; a hint lost costs latency, never the outcome.
-        coalesce: Whether one-statement operations that wait for a connection at the same time travel as one statement.
+        coalesce: Whether one-statement operations that wait for a connection at the same time travel as one
+            statement.
         max_document_bytes: The longest JSON document, in bytes of UTF-8.
-        max_attempts: How often a timer or delivery may be claimed before it is dead; a timer may bring its own.
+        max_attempts: How often a timer or delivery may be claimed before it is dead; a timer may bring its
+            own.
         application_name: How the connections are named in `pg_stat_activity`.
 
     Raises:
@@ -74,7 +77,8 @@ def open_store(
         max_attempts=max_attempts,
         application_name=application_name,
     )
-    return _back_end(url)(url, options)
+    store: Store = _back_end(url)(url, options)
+    return store
 
 
 def _back_end(url: str) -> Any:

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 __all__ = ["JsonObject", "JsonValue"]
 
-# A JSON value: None, bool, int, float, str, a list or tuple of JSON values, or a mapping from str to JSON values. It is
-# `Any` for type checkers, because a recursive union would force a cast on everybody who reads a payload.
+# A JSON value: None, bool, int, float, str, a list or tuple of JSON values, or a mapping from str to JSON
+# values. It is `Any` for type checkers, because a recursive union would force a cast on everybody who reads a
+# payload.
 JsonValue: TypeAlias = Any
 
 # A JSON object.

@@ -50,10 +50,6 @@ if "partition_count" in arguments:
     config.attributes["partition_count"] = arguments["partition_count"]  # for the first revision
 
 
-class LockBusy(CommandError, TimeoutError):
-    """Another process was still migrating this database when the time was over."""
-
-
 class XID8(UserDefinedType[int]):
     """A type that SQLAlchemy does not know by itself when it reads a schema."""
 
@@ -79,12 +75,13 @@ def driver_address() -> str:
 
 
 def metadata_to_compare() -> MetaData | None:
-    """Returns the tables of the application, for the two commands that compare them with a database."""
-    if "target_metadata" in config.attributes:
-        return config.attributes["target_metadata"]
+    """Returns the tables of the application, unless the command line runs a command that compares nothing."""
+    given = config.attributes.get("target_metadata")
+    if given is not None:
+        return given
     command = getattr(config.cmd_opts, "cmd", None)
     name = config.get_main_option("target_metadata")
-    if command is None or command[0].__name__ not in ("check", "revision") or name is None:
+    if name is None or (command is not None and command[0].__name__ not in ("check", "revision")):
         return None
     return pkgutil.resolve_name(name)
 
@@ -192,7 +189,8 @@ def alone(connection: Connection, *, joined: bool) -> Iterator[None]:
     deadline = time.monotonic() + config.attributes.get("lock_wait_seconds", LOCK_WAIT_SECONDS)
     while not connection.scalar(select(acquire)):
         if time.monotonic() >= deadline or (cancelled is not None and cancelled.is_set()):
-            raise LockBusy("another process is migrating this database")
+            config.attributes["lock_was_busy"] = True  # for a program, which cannot import an error from here
+            raise CommandError("another process is migrating this database")
         connection.execute(select(func.pg_sleep(LOCK_POLL_SECONDS)))
         if not joined:
             connection.commit()

@@ -1,8 +1,9 @@
 """The contract: what every back end offers and promises.
 
-Each repository class has public methods, which check their arguments in one way for all back ends and say what the
-caller may rely on, and protected methods (`_get`, `_put`, …), which a back end implements and which receive checked
-arguments only. The rule numbers (C-…) refer to the rules in the reference; `cascade_state.testing.contracts` shows each.
+Each repository class has public methods, which check their arguments in one way for all back ends and say
+what the caller may rely on, and protected methods (`_get`, `_put`, …), which a back end implements and which
+receive checked arguments only. The rule numbers (C-…) refer to the rules in the reference;
+`cascade_state.testing.contracts` shows each.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ class Advancing:
     ) -> FlowInstance:
         """Stores a flow's pending changes and the extras, all or nothing, and returns it a version later (C-20).
 
-        A flow that was never stored (version 0) is inserted. On PostgreSQL this is one statement and one round trip, at a
-        cost that does not grow with the steps already finished; one more round trip when a wait is added (C-21). It locks the
-        flow's row until the transaction ends.
+        A flow that was never stored (version 0) is inserted. On PostgreSQL this is one statement and one
+        round trip, at a cost that does not grow with the steps already finished; one more round trip when a
+        wait is added (C-21). It locks the flow's row until the transaction ends.
 
         Args:
             lease: The lease under which the flow was claimed; without it only the version is checked.
@@ -51,8 +51,10 @@ class Advancing:
             events: History events to append after those of the transitions.
 
         Raises:
-            VersionConflict: The flow was stored by somebody else since it was read; nothing was written (C-22).
-            LeaseLost: `lease`, or the lease of something in `completes`, is not current; nothing was written (C-23).
+            VersionConflict: The flow was stored by somebody else since it was read; nothing was written
+                (C-22).
+            LeaseLost: `lease`, or the lease of something in `completes`, is not current; nothing was written
+                (C-23).
             FlowInstanceNotFound: The flow was removed.
             AlreadyExists: The flow is new, and its id or business key is taken.
             FlowDefinitionNotFound: The flow is new, and its definition is not deployed.

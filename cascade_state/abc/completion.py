@@ -14,8 +14,8 @@ T = TypeVar("T")
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Runs `work` to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards.
 
-    Commit, rollback and giving back a connection run this way: after them there is no open transaction and no connection
-    out of its pool, whatever happened to the caller.
+    Commit, rollback and giving back a connection run this way: after them there is no open transaction and no
+    connection out of its pool, whatever happened to the caller.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

@@ -50,8 +50,8 @@ class ComponentStates(Repository, ABC):
         """Stores the state, over an earlier one, and returns it at its new version (1 for the first).
 
         Args:
-            expected_version: The version this write is based on; 0 means that there must be none (an expired one counts as
-                none); None overwrites whatever is there.
+            expected_version: The version this write is based on; 0 means that there must be none (an expired
+                one counts as none); None overwrites whatever is there.
             expires_at: From when on the state is not found any more; None: never.
 
         Raises:

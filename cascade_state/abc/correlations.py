@@ -21,9 +21,10 @@ __all__ = ["Correlations"]
 class Correlations(Repository, ABC):
     """Steps that wait for a key, and the events published under it.
 
-    A wait is made by `FlowInstance.suspend_for_event` and stored by `advance`. In every interleaving of publishing and
-    waiting exactly one delivery results (C-30): whoever commits second finds what the first one left. Publishing takes a
-    transaction-level lock on the key, so two units of work that touch one key follow each other.
+    A wait is made by `FlowInstance.suspend_for_event` and stored by `advance`. In every interleaving of
+    publishing and waiting exactly one delivery results (C-30): whoever commits second finds what the first
+    one left. Publishing takes a transaction-level lock on the key, so two units of work that touch one key
+    follow each other.
     """
 
     async def publish(
@@ -38,11 +39,11 @@ class Correlations(Repository, ABC):
         """Publishes an event and returns the deliveries made now (not claimed yet; empty if nobody waits).
 
         Args:
-            event_id: Deduplicates: the same id under the same key is delivered once, however often it is published, while
-                the event is remembered (until `expires_at`). None mints one.
-            mode: "first": the oldest waiter gets it, and at most one event a key is kept for whoever waits later; "fifo":
-                events queue and go one to a waiter in publish order; "broadcast": every current waiter gets it and nothing is
-                kept.
+            event_id: Deduplicates: the same id under the same key is delivered once, however often it is
+                published, while the event is remembered (until `expires_at`). None mints one.
+            mode: "first": the oldest waiter gets it, and at most one event a key is kept for whoever waits
+                later; "fifo": events queue and go one to a waiter in publish order; "broadcast": every
+                current waiter gets it and nothing is kept.
             expires_at: Until when an event that nobody waits for is kept, then a dead letter; None: 24 hours.
 
         Raises:
@@ -75,7 +76,10 @@ class Correlations(Repository, ABC):
         with self._guard.call(writes=False):
             rows = await self._list_waiting(correlation_key, check_limit(limit) + 1, after)
         return cut(
-            rows, limit, subject, lambda row: (row.created_at.isoformat(), str(row.flow_instance_id), row.step_id)
+            rows,
+            limit,
+            subject,
+            lambda row: (row.created_at.isoformat(), str(row.flow_instance_id), row.step_id),
         )
 
     async def cancel(self, flow_instance_id: UUID, step_id: str) -> bool:
@@ -93,9 +97,10 @@ class Correlations(Repository, ABC):
     ) -> list[Delivery]:
         """Claims deliveries that nobody holds, oldest first, and returns them with their leases.
 
-        Waits that have expired become deliveries with `timed_out`, and kept events that have expired become dead letters,
-        in this call. Neither sees nor waits for deliveries that another open unit of work holds. Counts as an attempt; a
-        delivery with no attempt left becomes a dead letter instead of being claimed.
+        Waits that have expired become deliveries with `timed_out`, and kept events that have expired become
+        dead letters, in this call. Neither sees nor waits for deliveries that another open unit of work
+        holds. Counts as an attempt; a delivery with no attempt left becomes a dead letter instead of being
+        claimed.
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
@@ -103,7 +108,7 @@ class Correlations(Repository, ABC):
             return await self._claim_delivered(holder, check_limit(limit), lease_duration)
 
     async def renew(self, deliveries: Iterable[Delivery], lease_duration: timedelta) -> list[Delivery]:
-        """Extends leases to now + `lease_duration`; returns the deliveries that it renewed. What is missing was lost."""
+        """Extends leases to now + `lease_duration`; returns the deliveries it renewed. What is missing was lost."""
         items = tuple(deliveries)
         held = tuple(map(held_delivery, items))
         check_duration(lease_duration, "lease_duration")
@@ -167,7 +172,10 @@ class Correlations(Repository, ABC):
         with self._guard.call(writes=False):
             rows = await self._list_dead_letters(check_limit(limit) + 1, after)
         return cut(
-            rows, limit, subject, lambda row: (row.published_at.isoformat(), row.correlation_key, row.event_id or "")
+            rows,
+            limit,
+            subject,
+            lambda row: (row.published_at.isoformat(), row.correlation_key, row.event_id or ""),
         )
 
     @abstractmethod
@@ -202,6 +210,4 @@ class Correlations(Repository, ABC):
     async def _give_up(self, held: HeldDelivery, reason: str) -> None: ...
 
     @abstractmethod
-    async def _list_dead_letters(
-        self, limit: int, after: tuple[datetime, str, str] | None
-    ) -> list[DeadLetter]: ...
+    async def _list_dead_letters(self, limit: int, after: tuple[datetime, str, str] | None) -> list[DeadLetter]: ...

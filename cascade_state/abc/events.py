@@ -17,9 +17,9 @@ class Events(Repository, ABC):
     async def read(self, *, after: str | None = None, limit: int = DEFAULT_LIMIT) -> list[FlowEvent]:
         """Returns events behind the position `after` (None: from the beginning), in feed order.
 
-        Per flow the order is that of `sequence`; between flows it is stable. No event is ever skipped because its transaction
-        committed late: an event is handed out only once no transaction older than its own can still commit. Go on with the
-        `position` of the last one.
+        Per flow the order is that of `sequence`; between flows it is stable. No event is ever skipped because
+        its transaction committed late: an event is handed out only once no transaction older than its own can
+        still commit. Go on with the `position` of the last one.
 
         Raises:
             InvalidArgument: `after` is no position of this feed.

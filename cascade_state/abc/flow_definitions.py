@@ -20,17 +20,16 @@ class FlowDefinitions(Repository, ABC):
     async def deploy(self, definition: FlowDefinition) -> FlowDefinition:
         """Returns the definition as deployed: the latest version if its content is the same, else a new version.
 
-        Only the latest version is compared, so deploying A, B, A gives three versions. Two deployments of one flow id at
-        the same time wait for each other. Flows that run stay on the version they were made with (C-27).
+        Only the latest version is compared, so deploying A, B, A gives three versions. Two deployments of one
+        flow id at the same time wait for each other. Flows that run stay on the version they were made with
+        (C-27).
 
         Raises:
             InvalidDefinition: It contradicts itself; see `FlowDefinition.validate`.
             InvalidArgument: A text or document in it cannot be stored.
         """
         definition.validate()
-        content = documents.dump(
-            definition.content(), "definition", maximum_bytes=self._limits.max_document_bytes
-        )
+        content = documents.dump(definition.content(), "definition", maximum_bytes=self._limits.max_document_bytes)
         with self._guard.call(writes=True):
             return await self._deploy(FlowDefinition.from_content(documents.load(content)), content)
 
@@ -46,7 +45,7 @@ class FlowDefinitions(Repository, ABC):
         return found
 
     async def find(self, flow_id: str, version: int | None = None) -> FlowDefinition | None:
-        """Returns one version (undeployed or not), or (None) the latest that is not undeployed; None if there is none."""
+        """Returns one version, hidden or not, or (None) the latest that is not undeployed; None if there is none."""
         check_key(flow_id, "flow_id")
         if version is not None:
             check_count(version, "version", maximum=2**31 - 1)
@@ -74,8 +73,8 @@ class FlowDefinitions(Repository, ABC):
     async def undeploy(self, flow_id: str, version: int | None = None, *, force: bool = False) -> int:
         """Hides one version, or (None) all of them, from `get`-latest, lists and new flows; returns how many it hid.
 
-        Flows that have ended keep their definition. With `force`, all flows of the hidden versions are removed first, whether
-        ended or not.
+        Flows that have ended keep their definition. With `force`, all flows of the hidden versions are
+        removed first, whether ended or not.
 
         Raises:
             FlowDefinitionNotFound: No such version is deployed.

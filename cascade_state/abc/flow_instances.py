@@ -10,7 +10,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from cascade_state.abc.repository import DEFAULT_LIMIT, Repository, check_limit, cut, decode_position
-from cascade_state.errors import CascadeStateError, FlowInstanceNotFound, InvalidArgument, LeaseLost, SerializationError
+from cascade_state.errors import (
+    CascadeStateError,
+    FlowInstanceNotFound,
+    InvalidArgument,
+    LeaseLost,
+    SerializationError,
+)
 from cascade_state.model.advance import AdvancePlan, plan_advance
 from cascade_state.model.arguments import check_duration, check_instant, check_key, check_uuid
 from cascade_state.model.events import FlowEvent
@@ -45,8 +51,8 @@ class FlowInstances(Repository, ABC):
         The id makes a repeated call harmless: it raises `AlreadyExists` instead of storing twice.
 
         Raises:
-            AlreadyExists: The id is taken, or the business key is taken among the flows of this flow id (C-25);
-                `existing_id` tells by whom.
+            AlreadyExists: The id is taken, or the business key is taken among the flows of this flow id
+                (C-25); `existing_id` tells by whom.
             FlowDefinitionNotFound: The definition's version is not deployed, or is undeployed.
             InvalidArgument: The instance was stored before, or a value cannot be stored.
         """
@@ -55,8 +61,8 @@ class FlowInstances(Repository, ABC):
     async def add_many(self, instances: Iterable[FlowInstance]) -> list[AddResult]:
         """Stores new flow instances and returns a result for each, in order; one round trip per thousand.
 
-        An item that conflicts, with a stored flow or with an earlier item, has its error in its result and the others are
-        stored. One unusable value raises before anything is sent.
+        An item that conflicts, with a stored flow or with an earlier item, has its error in its result and
+        the others are stored. One unusable value raises before anything is sent.
 
         Raises:
             InvalidArgument: See `add`.
@@ -104,9 +110,9 @@ class FlowInstances(Repository, ABC):
             return await self._write(plan)
 
     async def remove(self, flow_instance_id: UUID) -> bool:
-        """Removes a flow with its results, states, timers, waits, deliveries and history; returns whether there was one.
+        """Removes a flow; returns whether there was one.
 
-        Its children stay.
+        Its results, states, timers, waits, deliveries and history go with it. Its children stay.
         """
         check_uuid(flow_instance_id, "flow_instance_id")
         with self._guard.call(writes=True):
@@ -114,7 +120,7 @@ class FlowInstances(Repository, ABC):
 
     async def list_page(
         self,
-        filter: FlowInstanceFilter | None = None,  # noqa: A002 - the contract's name
+        filter: FlowInstanceFilter | None = None,
         *,
         limit: int = DEFAULT_LIMIT,
         cursor: str | None = None,
@@ -134,7 +140,7 @@ class FlowInstances(Repository, ABC):
 
     async def iterate(
         self,
-        filter: FlowInstanceFilter | None = None,  # noqa: A002 - the contract's name
+        filter: FlowInstanceFilter | None = None,
         *,
         page_size: int = 500,
     ) -> AsyncIterator[FlowInstance]:
@@ -155,7 +161,7 @@ class FlowInstances(Repository, ABC):
 
     async def count(
         self,
-        filter: FlowInstanceFilter | None = None,  # noqa: A002 - the contract's name
+        filter: FlowInstanceFilter | None = None,
     ) -> int:
         """Returns how many flow instances a filter chooses."""
         chosen = (filter or FlowInstanceFilter()).checked()
@@ -175,7 +181,7 @@ class FlowInstances(Repository, ABC):
     async def history(
         self, flow_instance_id: UUID, *, limit: int = 1000, cursor: str | None = None
     ) -> CursorList[FlowEvent]:
-        """Returns what happened to a flow, in order: sequence 1, 2, 3 …"""
+        """Returns what happened to a flow, in the order of `sequence`: 1, 2, 3 and so on."""
         subject = ("flow_instances.history", check_uuid(flow_instance_id, "flow_instance_id"))
         after = decode_position(cursor, subject, int)
         with self._guard.call(writes=False):
@@ -186,14 +192,14 @@ class FlowInstances(Repository, ABC):
         self,
         holder: str,
         *,
-        filter: FlowInstanceFilter | None = None,  # noqa: A002 - the contract's name
+        filter: FlowInstanceFilter | None = None,
         limit: int = DEFAULT_LIMIT,
         lease_duration: timedelta,
     ) -> list[FlowInstance]:
         """Claims flows that have not ended and are held by nobody (no lease, or an expired one), oldest first.
 
-        Each returned instance has its `lease`; pass it to `advance(…, lease=flow.lease)`. Neither sees nor waits for rows of
-        another open unit of work. Does not change `version`.
+        Each returned instance has its `lease`; pass it to `advance(…, lease=flow.lease)`. Neither sees nor
+        waits for rows of another open unit of work. Does not change `version`.
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
@@ -228,9 +234,9 @@ class FlowInstances(Repository, ABC):
     ) -> int:
         """Removes up to `limit` flows that ended before an instant; returns how many (would be, with `dry_run`).
 
-        A flow goes only together with its whole family: as long as one flow with the same root has not ended before the
-        instant in one of the statuses, none of them is removed. Oldest first; repeat until it returns 0. Skips rows
-        that another transaction holds, so it never blocks a worker.
+        A flow goes only together with its whole family: as long as one flow with the same root has not ended
+        before the instant in one of the statuses, none of them is removed. Oldest first; repeat until it
+        returns 0. Skips rows that another transaction holds, so it never blocks a worker.
         """
         before = check_instant(before, "before")
         chosen = check_statuses(statuses)
@@ -242,8 +248,8 @@ class FlowInstances(Repository, ABC):
     async def export(self, flow_instance_id: UUID) -> JsonObject:
         """Returns a flow with all that belongs to it as a JSON document with a `format_version`.
 
-        Its definition, results, states, timers, waits, deliveries and history are included, and so are its children and
-        theirs. Leases are not: nobody holds an imported flow.
+        Its definition, results, states, timers, waits, deliveries and history are included, and so are its
+        children and theirs. Leases are not: nobody holds an imported flow.
 
         Raises:
             FlowInstanceNotFound: There is no such flow.
@@ -256,8 +262,10 @@ class FlowInstances(Repository, ABC):
         """Stores what `export` gave, all or nothing, and returns the flow; ids, versions and times are kept.
 
         Raises:
-            AlreadyExists: One of the flows, or its business key, or another definition under the same version, is there.
-            InvalidArgument: It is no export, or one of a format that this version of the library does not know.
+            AlreadyExists: One of the flows, or its business key, or another definition under the same
+                version, is there.
+            InvalidArgument: It is no export, or one of a format that this version of the library does not
+                know.
         """
         checked = check_export(document, self._limits)
         with self._guard.call(writes=True):
@@ -285,12 +293,15 @@ class FlowInstances(Repository, ABC):
 
     @abstractmethod
     async def _list_page(
-        self, filter: FlowInstanceFilter, limit: int, after: InstancePosition | None  # noqa: A002
+        self,
+        filter: FlowInstanceFilter,
+        limit: int,
+        after: InstancePosition | None,
     ) -> tuple[list[FlowInstance], InstancePosition | None, list[SerializationError]]:
         """Returns the items, the position of the last row if more rows follow, and the rows that cannot be decoded."""
 
     @abstractmethod
-    async def _count(self, filter: FlowInstanceFilter) -> int: ...  # noqa: A002
+    async def _count(self, filter: FlowInstanceFilter) -> int: ...
 
     @abstractmethod
     async def _find_by_correlation(
@@ -302,7 +313,11 @@ class FlowInstances(Repository, ABC):
 
     @abstractmethod
     async def _claim(
-        self, holder: str, filter: FlowInstanceFilter, limit: int, lease_duration: timedelta  # noqa: A002
+        self,
+        holder: str,
+        filter: FlowInstanceFilter,
+        limit: int,
+        lease_duration: timedelta,
     ) -> list[FlowInstance]: ...
 
     @abstractmethod
@@ -312,9 +327,7 @@ class FlowInstances(Repository, ABC):
     async def _release(self, instances: Sequence[FlowInstance]) -> None: ...
 
     @abstractmethod
-    async def _purge(
-        self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool
-    ) -> int: ...
+    async def _purge(self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool) -> int: ...
 
     @abstractmethod
     async def _export(self, flow_instance_id: UUID) -> JsonObject: ...

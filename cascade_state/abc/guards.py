@@ -1,8 +1,8 @@
 """Guards: who may call a repository now.
 
-Every public repository method enters its guard. A store's guard asks whether the store is open; a unit of work's guard
-asks whether it is open, whether it may write, and whether another task is inside: two tasks on one transaction would
-interleave, so the second one is refused.
+Every public repository method enters its guard. A store's guard asks whether the store is open; a unit of
+work's guard asks whether it is open, whether it may write, and whether another task is inside: two tasks on
+one transaction would interleave, so the second one is refused.
 """
 
 from __future__ import annotations

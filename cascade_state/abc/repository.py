@@ -54,6 +54,8 @@ def decode_position(cursor: str | None, subject: object, *kinds: type) -> tuple[
     if key is None:
         return None
     try:
-        return tuple(part if kind in (int, str) else _PARSERS[kind](part) for part, kind in zip(key, kinds, strict=True))
+        return tuple(
+            part if kind in (int, str) else _PARSERS[kind](part) for part, kind in zip(key, kinds, strict=True)
+        )
     except ValueError:
         raise InvalidArgument(argument="cursor", reason="is not a cursor of this list") from None

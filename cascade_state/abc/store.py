@@ -47,9 +47,9 @@ _LONGEST_PAUSE_SECONDS = 2.0
 class Store(Advancing, ABC):
     """The durable state of flows: `async with open_store(url) as store:`.
 
-    Its repositories are used directly, each call being a transaction of its own, or through a unit of work that groups any
-    of them. A store belongs to the event loop that entered it, may be used by any number of that loop's tasks, and is entered
-    once. Leaving it closes every connection.
+    Its repositories are used directly, each call being a transaction of its own, or through a unit of work
+    that groups any of them. A store belongs to the event loop that entered it, may be used by any number of
+    that loop's tasks, and is entered once. Leaving it closes every connection.
     """
 
     flow_definitions: FlowDefinitions
@@ -91,7 +91,8 @@ class Store(Advancing, ABC):
         """Returns a unit of work, to be entered once with `async with`: it commits on a clean exit, else rolls back.
 
         Args:
-            isolation: None: READ COMMITTED, which with versions and leases is all that the store itself needs.
+            isolation: None: READ COMMITTED, which with versions and leases is all that the store itself
+                needs.
             read_only: Refuses every write with `UsageError` (C-06).
         """
         self._guard.call(writes=False)
@@ -102,12 +103,13 @@ class Store(Advancing, ABC):
     def enlist(self, session_or_connection: AsyncSession | AsyncConnection) -> AbstractAsyncContextManager[UnitOfWork]:
         """Returns a unit of work inside the caller's own transaction: `async with store.enlist(session) as uow:`.
 
-        The caller's rows and ours commit and roll back together. It never commits, rolls back or retries by itself; after
-        an error the caller decides (a `uow.savepoint()` keeps the transaction usable). A transaction is begun on the session
-        or connection if there is none yet.
+        The caller's rows and ours commit and roll back together. It never commits, rolls back or retries by
+        itself; after an error the caller decides (a `uow.savepoint()` keeps the transaction usable). A
+        transaction is begun on the session or connection if there is none yet.
 
         Raises:
-            UsageError: Not an asyncpg-backed `AsyncSession` or `AsyncConnection`, or a back end without SQL (memory).
+            UsageError: Not an asyncpg-backed `AsyncSession` or `AsyncConnection`, or a back end without SQL
+                (memory).
         """
         self._guard.call(writes=False)
         return self._enlist(session_or_connection)
@@ -120,11 +122,12 @@ class Store(Advancing, ABC):
         isolation: Isolation | None = None,
         read_only: bool = False,
     ) -> T:
-        """Returns what `fn(uow)` returns, after its unit of work committed; runs the whole of it again when that may help.
+        """Returns what `fn(uow)` returns, once its unit of work committed; runs all of it again when that may help.
 
-        `TransactionAborted` and `StoreUnavailable` are retried (C-05), with a growing, jittered pause of at most two seconds,
-        so that `fn` may run several times, and in a rare case (the connection broke while committing) after it was stored:
-        use ids and idempotency keys that make a second time harmless. Every other error is raised at once.
+        `TransactionAborted` and `StoreUnavailable` are retried (C-05), with a growing, jittered pause of at
+        most two seconds, so that `fn` may run several times, and in a rare case (the connection broke while
+        committing) after it was stored: use ids and idempotency keys that make a second time harmless. Every
+        other error is raised at once.
 
         Args:
             retries: How often it is run again after the first time.
@@ -149,7 +152,8 @@ class Store(Advancing, ABC):
         """Brings the schema to this version's, under an advisory lock: any number of processes at once upgrade once.
 
         Raises:
-            SchemaMismatch: The database is ahead of this version of the library, or has another partition count.
+            SchemaMismatch: The database is ahead of this version of the library, or has another partition
+                count.
         """
 
     @abstractmethod

@@ -26,10 +26,11 @@ __all__ = ["Timers"]
 
 
 class Timers(Repository, ABC):
-    """Instants at which steps must be woken. They are claimed under a lease and completed with the commit of their effect.
+    """Instants at which steps must be woken.
 
-    A timer is due when `due_at <= now` and it is pending, or its lease has expired (C-41). Lists are ordered by due time,
-    then id. A timer that was completed or cancelled is gone.
+    They are claimed under a lease and completed with the commit of their effect.
+    A timer is due when `due_at <= now` and it is pending, or its lease has expired (C-41). Lists are ordered
+    by due time, then id. A timer that was completed or cancelled is gone.
     """
 
     async def get(self, timer_id: UUID) -> Timer:
@@ -66,8 +67,8 @@ class Timers(Repository, ABC):
             due_at: The instant; it may lie in the past. Give exactly one of `due_at` and `after`.
             after: Added to the database's clock.
             max_attempts: How often it may be claimed; None: the store's option.
-            idempotency_key: A repeated call with the same flow and key returns the timer that is there instead of making
-                another, as long as that timer exists.
+            idempotency_key: A repeated call with the same flow and key returns the timer that is there
+                instead of making another, as long as that timer exists.
 
         Raises:
             FlowInstanceNotFound: There is no such flow instance.
@@ -77,19 +78,22 @@ class Timers(Repository, ABC):
         check_uuid(flow_instance_id, "flow_instance_id")
         key = check_optional_key(idempotency_key, "idempotency_key")
         timer = plan_timer(
-            flow_instance_id, ScheduleTimer(step_id, due_at, after, payload, max_attempts), self._limits, key=key
+            flow_instance_id,
+            ScheduleTimer(step_id, due_at, after, payload, max_attempts),
+            self._limits,
+            key=key,
         )
         with self._guard.call(writes=True):
             return await self._schedule(timer)
 
     async def cancel(self, timer_id: UUID) -> bool:
-        """Removes the timer; returns whether there was one. It never fires; whoever holds it gets `LeaseLost` (C-43)."""
+        """Removes the timer; returns whether there was one. It never fires; a holder gets `LeaseLost` (C-43)."""
         check_uuid(timer_id, "timer_id")
         with self._guard.call(writes=True):
             return await self._cancel(timer_id)
 
     async def reschedule(self, timer_id: UUID, due_at: datetime) -> Timer:
-        """Moves a timer to another instant, pending again; a holder loses it (`LeaseLost` there). A dead one stays dead.
+        """Moves a timer to another instant, pending again; a holder loses it. A dead one stays dead.
 
         Raises:
             TimerNotFound: There is no such timer.
@@ -105,8 +109,8 @@ class Timers(Repository, ABC):
     async def claim_due(self, holder: str, *, limit: int = DEFAULT_LIMIT, lease_duration: timedelta) -> list[Timer]:
         """Claims due timers, earliest first, and returns them with their leases.
 
-        Neither sees nor waits for timers that another open unit of work holds (C-42). Counts as an attempt; a timer with no
-        attempt left becomes DEAD instead of being claimed.
+        Neither sees nor waits for timers that another open unit of work holds (C-42). Counts as an attempt; a
+        timer with no attempt left becomes DEAD instead of being claimed.
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
@@ -165,7 +169,7 @@ class Timers(Repository, ABC):
             await self._release(held)
 
     async def next_due_at(self) -> datetime | None:
-        """Returns when the next timer becomes claimable (its due time, or the end of its lease); None if there is none."""
+        """Returns when the next timer becomes claimable: its due time, or the end of its lease; None: there is none."""
         with self._guard.call(writes=False):
             return await self._next_due_at()
 
@@ -188,7 +192,7 @@ class Timers(Repository, ABC):
         return cut(rows, limit, subject, _sort_key)
 
     async def revive(self, timer_id: UUID) -> Timer:
-        """Makes a dead timer pending again, with all its attempts; it keeps its due time. A living one is returned as it is.
+        """Makes a dead timer pending again, with all its attempts and its due time. A living one stays as it is.
 
         Raises:
             TimerNotFound: There is no such timer.

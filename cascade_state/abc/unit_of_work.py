@@ -29,9 +29,9 @@ __all__ = ["UnitOfWork"]
 class UnitOfWork(Advancing, ABC):
     """One transaction and its repositories: `async with store.begin() as uow:`.
 
-    It is entered once, by one task. A clean exit commits; an exception or a cancellation, at any await, rolls back and leaves
-    no trace (C-02). Isolation is READ COMMITTED unless asked otherwise: each call sees what was committed when it began, and
-    what this unit of work wrote itself.
+    It is entered once, by one task. A clean exit commits; an exception or a cancellation, at any await, rolls
+    back and leaves no trace (C-02). Isolation is READ COMMITTED unless asked otherwise: each call sees what
+    was committed when it began, and what this unit of work wrote itself.
     """
 
     flow_definitions: FlowDefinitions
@@ -76,7 +76,8 @@ class UnitOfWork(Advancing, ABC):
     async def savepoint(self) -> AsyncIterator[UnitOfWork]:
         """Opens a nested scope: an exception that leaves it undoes what was done inside, and only that.
 
-        A conflict (`VersionConflict`, `AlreadyExists` …) raised inside leaves the unit of work usable outside (C-04).
+        A conflict (`VersionConflict`, `AlreadyExists` …) raised inside leaves the unit of work usable outside
+        (C-04).
         """
         with self._guard.call(writes=False):
             mark = await self._set_savepoint()
@@ -92,7 +93,7 @@ class UnitOfWork(Advancing, ABC):
 
     @property
     def connection(self) -> AsyncConnection:
-        """The SQLAlchemy connection of this transaction, for the caller's own SQL; its rows commit and roll back with ours.
+        """The SQLAlchemy connection of this transaction: the caller's own rows commit and roll back with ours.
 
         Raises:
             UsageError: The back end has no SQL (memory).

@@ -1,13 +1,14 @@
 """The plan of an advance: one flow's changes and extras, validated and encoded, ready to be written all or nothing.
 
-Both back ends execute plans and nothing else, so what is refused, and in which words, is the same on both. A plan holds
-JSON as text and times in UTC. `AdvancePlan.stored` tells what the flow instance is once the plan is written.
+Both back ends execute plans and nothing else, so what is refused, and in which words, is the same on both. A
+plan holds JSON as text and times in UTC. `AdvancePlan.stored` tells what the flow instance is once the plan
+is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -15,7 +16,6 @@ from cascade_state.errors import InvalidArgument, InvalidTransition, LeaseLost
 from cascade_state.ids import new_timer_id
 from cascade_state.model import documents
 from cascade_state.model.arguments import check_count, check_key, check_uuid
-from cascade_state.model.changes import NOTHING_PENDING
 from cascade_state.model.correlations import Delivery
 from cascade_state.model.events import NewEvent
 from cascade_state.model.flow_instances import FlowInstance, checked_schedule
@@ -113,8 +113,8 @@ class HeldDelivery:
 class AdvancePlan:
     """Everything one advance writes.
 
-    `instance` is the value that is being advanced (its `version` is the expected one; 0 inserts). When `is_terminal`, all
-    timers of the flow go, whoever scheduled them, and `drop_waits` names all of its waits.
+    `instance` is the value that is being advanced (its `version` is the expected one; 0 inserts). When
+    `is_terminal`, all timers of the flow go, whoever scheduled them, and `drop_waits` names all of its waits.
     """
 
     instance: FlowInstance
@@ -143,23 +143,7 @@ class AdvancePlan:
 
     def stored(self, now: datetime) -> FlowInstance:
         """Returns the flow instance as it is once this plan was written at `now`: a version later, nothing pending."""
-        instance = self.instance
-        changed = instance.changes.results
-        return replace(
-            instance,
-            step_results={
-                step_id: replace(result, completed_at=now) if step_id in changed else result
-                for step_id, result in instance.step_results.items()
-            }
-            if changed
-            else instance.step_results,
-            created_at=instance.created_at or now,
-            updated_at=now,
-            completed_at=now if self.is_terminal else None,
-            version=instance.version + 1,
-            lease=None if self.is_terminal else instance.lease,
-            changes=NOTHING_PENDING,
-        )
+        return self.instance.as_stored(now)
 
 
 def plan_advance(
@@ -189,6 +173,7 @@ def plan_advance(
     drop_waits = dict.fromkeys(changes.dropped_waits)
     for step_id, wait in changes.added_waits.items():
         drop_waits.pop((step_id, wait.correlation_key), None)  # the insert replaces the row
+    put, remove = _planned_states(put_states, remove_states, limits)
     flow = instance.flow_instance_id
     return AdvancePlan(
         instance=_checked_instance(instance),
@@ -213,11 +198,11 @@ def plan_advance(
             if timer_id not in completed
         ),
         add_waits=tuple(
-            PlannedWait(step_id, wait.correlation_key, wait.expires_at)
-            for step_id, wait in changes.added_waits.items()
+            PlannedWait(step_id, wait.correlation_key, wait.expires_at) for step_id, wait in changes.added_waits.items()
         ),
         drop_waits=tuple(item for item in drop_waits if (flow, *item) not in acknowledged),
-        **_planned_states(put_states, remove_states, limits),
+        put_states=put,
+        remove_states=remove,
         complete_timers=timers,
         complete_deliveries=deliveries,
         events=tuple(_planned_event(event, limits) for event in (*changes.events, *events)),
@@ -290,7 +275,8 @@ def _held(completes: Iterable[Timer | Delivery]) -> tuple[tuple[HeldTimer, ...],
             deliveries[held_delivery(item)] = None
         else:
             raise InvalidArgument(
-                argument="completes", reason=f"must hold claimed timers and deliveries, not {type(item).__name__}"
+                argument="completes",
+                reason=f"must hold claimed timers and deliveries, not {type(item).__name__}",
             )
     return tuple(timers), tuple(deliveries)
 
@@ -333,7 +319,7 @@ def _planned_result(result: StepResult, limits: Limits) -> PlannedResult:
 
 def _planned_states(
     put_states: Mapping[str, JsonValue] | None, remove_states: Sequence[str] | Iterable[str], limits: Limits
-) -> dict[str, tuple[tuple[str, str], ...] | tuple[str, ...]]:
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     put = tuple(
         (check_key(step_id, "put_states"), _dump(state, "put_states", limits, step_id))
         for step_id, state in (put_states or {}).items()
@@ -344,7 +330,7 @@ def _planned_states(
     both = {step_id for step_id, _ in put}.intersection(remove)
     if both:
         raise InvalidArgument(argument="remove_states", reason=f"names a step that put_states names too: {min(both)!r}")
-    return {"put_states": put, "remove_states": remove}
+    return put, remove
 
 
 def _planned_event(event: NewEvent, limits: Limits) -> PlannedEvent:

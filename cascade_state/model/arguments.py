@@ -1,6 +1,7 @@
 """Checks of arguments, shared by both back ends so that they refuse the same things in the same words.
 
-Each returns the value as it is stored, or raises `InvalidArgument` naming the argument, before anything is sent.
+Each returns the value as it is stored, or raises `InvalidArgument` naming the argument, before anything is
+sent.
 """
 
 from __future__ import annotations

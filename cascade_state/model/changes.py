@@ -26,8 +26,8 @@ class NewWait:
 class Changes:
     """The difference between a flow instance and what the store has of it.
 
-    `dropped_waits` and `dropped_timers` name only what is stored; a wait that was added and resumed before it was ever
-    stored leaves no trace here.
+    `dropped_waits` and `dropped_timers` name only what is stored; a wait that was added and resumed before it
+    was ever stored leaves no trace here.
     """
 
     results: Mapping[str, StepResult] = field(default_factory=dict)

@@ -13,7 +13,7 @@ __all__ = ["ComponentState"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentState:
-    """The JSON that a component keeps for (flow instance, step). Once `expires_at` has come it is not found any more."""
+    """The JSON that a component keeps for (flow instance, step). It is not found any more from `expires_at` on."""
 
     flow_instance_id: UUID
     step_id: str

@@ -12,8 +12,8 @@ from cascade_state.types import JsonValue
 
 __all__ = ["Correlation", "DeadLetter", "Delivery", "PublishMode"]
 
-# Who gets an event: one waiter, oldest first, and at most one event is kept ("first"); one waiter each, queued in publish
-# order ("fifo"); every current waiter, and nothing is kept ("broadcast").
+# Who gets an event: one waiter, oldest first, and at most one event is kept ("first"); one waiter each,
+# queued in publish order ("fifo"); every current waiter, and nothing is kept ("broadcast").
 PublishMode: TypeAlias = Literal["first", "fifo", "broadcast"]
 
 
@@ -30,9 +30,10 @@ class Correlation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """An event matched to a waiting step; or, with `timed_out`, the outcome of a wait that expired (no event, no payload).
+    """An event matched to a waiting step.
 
-    `attempts` counts claims. Acknowledge it in the commit of its effect: `uow.advance(flow, completes=[delivery])`.
+    With `timed_out` it is the outcome of a wait that expired: there is no event and no payload. `attempts` counts claims. Acknowledge it in the commit of its effect:
+    `uow.advance(flow, completes=[delivery])`.
     """
 
     correlation_key: str

@@ -1,8 +1,9 @@
 """JSON documents: checked, copied and encoded in one way for both back ends.
 
-`normalize` gives a clean copy (tuples become lists, any mapping a dict) or raises `InvalidArgument` with the path of the
-offending value. `dump` encodes it, `load` decodes it. Both back ends store the encoded text, so that what is read equals
-what was written, and nobody can reach a stored document through a value that was passed in or returned.
+`normalize` gives a clean copy (tuples become lists, any mapping a dict) or raises `InvalidArgument` with the
+path of the offending value. `dump` encodes it, `load` decodes it. Both back ends store the encoded text, so
+that what is read equals what was written, and nobody can reach a stored document through a value that was
+passed in or returned.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ def dump(value: JsonValue, argument: str, *, maximum_bytes: int = DEFAULT_MAXIMU
     """Returns the JSON text of `value`.
 
     Raises:
-        InvalidArgument: The value is no JSON (NaN, NUL, a key that is no str, an unknown type), is nested deeper than
-            200 levels, or its text is longer than `maximum_bytes` of UTF-8.
+        InvalidArgument: The value is no JSON (NaN, NUL, a key that is no str, an unknown type), is nested
+            deeper than 200 levels, or its text is longer than `maximum_bytes` of UTF-8.
     """
-    text = _encoded(_encode, normalize(value, argument), argument)
+    clean = value if _is_plain(value, 0) else normalize(value, argument)
+    text = _encoded(_encode, clean, argument)
     _check_size(text, argument, maximum_bytes)
     return text
 
@@ -61,8 +63,8 @@ def dump_canonical(value: JsonValue, argument: str, *, maximum_bytes: int = DEFA
 def dump_search_attributes(value: JsonValue, argument: str, *, maximum_bytes: int = DEFAULT_MAXIMUM_BYTES) -> str:
     """Returns the JSON text of an object that is stored as `jsonb`.
 
-    jsonb keeps numbers as decimals and would turn 1e308 into an integer of 309 digits, so a float that Python writes with
-    a positive exponent is written out, with its ".0": a float stays a float.
+    jsonb keeps numbers as decimals and would turn 1e308 into an integer of 309 digits, so a float that Python
+    writes with a positive exponent is written out, with its ".0": a float stays a float.
     """
     clean = normalize(value, argument)
     if not isinstance(clean, dict):
@@ -83,6 +85,55 @@ def normalize(value: JsonValue, argument: str) -> Any:
     return _copied(value, argument, ())
 
 
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a value can be encoded as it is.
+
+    Says no to anything unusual; `normalize` then finds out what is wrong, and where. This runs for every document that is stored, so it looks at scalars without calling itself for them.
+    """
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) is not str or not _is_plain_text(key):
+                return False
+        items = value.values()
+    elif kind is list or kind is tuple:
+        items = value
+    else:
+        return _is_plain_scalar(value)
+    if depth >= MAXIMUM_DEPTH:
+        return False
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            if not (item.isascii() and "\x00" not in item) and not _is_plain_text(item):
+                return False
+        elif kind is dict or kind is list or kind is tuple:
+            if not _is_plain(item, depth + 1):
+                return False
+        elif not (kind is int or _is_plain_scalar(item)):
+            return False
+    return True
+
+
+def _is_plain_scalar(value: Any) -> bool:
+    kind = type(value)
+    if kind is str:
+        return _is_plain_text(value)
+    return value is None or kind is bool or kind is int or (kind is float and math.isfinite(value))
+
+
+def _is_plain_text(text: str) -> bool:
+    if text.isascii():
+        return "\x00" not in text
+    if "\x00" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _copied(value: Any, argument: str, path: tuple[str | int, ...]) -> Any:
     kind = type(value)
     if value is None or kind is bool or kind is int:
@@ -98,9 +149,7 @@ def _copied(value: Any, argument: str, path: tuple[str | int, ...]) -> Any:
     if len(path) >= MAXIMUM_DEPTH:
         raise InvalidArgument(argument=argument, reason=f"is nested deeper than {MAXIMUM_DEPTH} levels")
     if kind is dict or isinstance(value, Mapping):
-        return {
-            _key(key, argument, path): _copied(item, argument, (*path, str(key))) for key, item in value.items()
-        }
+        return {_key(key, argument, path): _copied(item, argument, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_copied(item, argument, (*path, index)) for index, item in enumerate(value)]
     return _copied_subclass(value, argument, path)
@@ -108,13 +157,17 @@ def _copied(value: Any, argument: str, path: tuple[str | int, ...]) -> Any:
 
 def _copied_subclass(value: Any, argument: str, path: tuple[str | int, ...]) -> Any:
     """Copies a value whose class derives from str, int or float (an enumeration, say) as its plain base."""
-    for base in (str, int, float):
-        if isinstance(value, base):
-            # The base's own conversion: a subclass may present itself in another way.
-            plain = str.__str__(value) if base is str else base.__mul__(value, 1)  # type: ignore[arg-type]
-            return _copied(plain, argument, path)
+    # The base's own conversion each time: a subclass may present itself in another way.
+    if isinstance(value, str):
+        return _copied(str.__str__(value), argument, path)
+    if isinstance(value, int):
+        return _copied(int.__index__(value), argument, path)
+    if isinstance(value, float):
+        return _copied(float.__float__(value), argument, path)
     raise InvalidArgument(
-        argument=argument, path=_path_text(path), reason=f"is a {type(value).__name__}, which JSON cannot express"
+        argument=argument,
+        path=_path_text(path),
+        reason=f"is a {type(value).__name__}, which JSON cannot express",
     )
 
 
@@ -123,7 +176,9 @@ def _key(key: Any, argument: str, path: tuple[str | int, ...]) -> str:
         return key
     if not isinstance(key, str):
         raise InvalidArgument(
-            argument=argument, path=_path_text(path), reason=f"has a key that is a {type(key).__name__}, not a str"
+            argument=argument,
+            path=_path_text(path),
+            reason=f"has a key that is a {type(key).__name__}, not a str",
         )
     return check_text(key, argument, _path_text(path))
 
@@ -137,7 +192,7 @@ def _path_text(path: tuple[str | int, ...]) -> str:
         elif _PLAIN_KEY.fullmatch(part):
             parts.append(f".{part}")
         else:
-            parts.append(f"[{ascii(part)}]")  # ascii(): a lone surrogate must not break whoever prints the error
+            parts.append(f"[{part!a}]")  # ascii(): a lone surrogate must not break whoever prints the error
     return "".join(parts)
 
 
@@ -152,7 +207,9 @@ def _check_size(text: str, argument: str, maximum_bytes: int) -> None:
     if len(text) * 4 > maximum_bytes:
         size = len(text.encode())
         if size > maximum_bytes:
-            raise InvalidArgument(argument=argument, reason=f"is {size} bytes of JSON; at most {maximum_bytes} are stored")
+            raise InvalidArgument(
+                argument=argument, reason=f"is {size} bytes of JSON; at most {maximum_bytes} are stored"
+            )
 
 
 def _written_out(value: Any) -> str:

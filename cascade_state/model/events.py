@@ -21,7 +21,10 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowEvent:
-    """A recorded history event. `sequence` counts 1, 2, 3 … within one flow; `position` is its opaque place in the feed."""
+    """A recorded history event.
+
+    `sequence` counts 1, 2, 3 … within one flow; `position` is its opaque place in the feed.
+    """
 
     flow_instance_id: UUID
     sequence: int

@@ -1,8 +1,8 @@
 """The document that `export` gives and `import_` takes.
 
-Format 1 is a JSON object: `format_version`; `definitions`, each with `version`, `deployed_at` and `content`; and `flows`, the
-exported one first, each with its `instance`, `results`, `states`, `timers`, `waits`, `deliveries` and `history`. Instants are
-ISO 8601 in UTC, ids are text. Leases are not part of it.
+Format 1 is a JSON object: `format_version`; `definitions`, each with `version`, `deployed_at` and `content`;
+and `flows`, the exported one first, each with its `instance`, `results`, `states`, `timers`, `waits`,
+`deliveries` and `history`. Instants are ISO 8601 in UTC, ids are text. Leases are not part of it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _each(parent: Mapping[str, Any], name: str, build: Callable[[Mapping[str, Any], str], T], path: str) -> tuple[T, ...]:
+def _each(
+    parent: Mapping[str, Any], name: str, build: Callable[[Mapping[str, Any], str], T], path: str
+) -> tuple[T, ...]:
     items = parent.get(name)
     where = f"{path}.{name}"
     if not isinstance(items, Sequence) or isinstance(items, str):
@@ -182,9 +184,9 @@ def _timer(item: Mapping[str, Any], path: str) -> Timer:
 
 def _typed(item: Mapping[str, Any], flow_instance_id: UUID | None = None) -> dict[str, Any]:
     """Returns a record with its instants parsed, and its flow's id checked and typed."""
-    row = {name: _instant(value) if name.endswith("_at") else value for name, value in item.items()}
+    row: dict[str, Any] = {name: _instant(value) if name.endswith("_at") else value for name, value in item.items()}
     if flow_instance_id is not None:
-        if UUID(row["flow_instance_id"]) != flow_instance_id:
+        if UUID(item["flow_instance_id"]) != flow_instance_id:
             raise ValueError("belongs to another flow")
         row["flow_instance_id"] = flow_instance_id
     return row

@@ -9,7 +9,13 @@ from uuid import UUID
 
 from cascade_state.errors import InvalidArgument
 from cascade_state.model import documents
-from cascade_state.model.arguments import check_count, check_key, check_optional_instant, check_optional_key, check_uuid
+from cascade_state.model.arguments import (
+    check_count,
+    check_key,
+    check_optional_instant,
+    check_optional_key,
+    check_uuid,
+)
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.types import JsonObject
 

@@ -48,8 +48,9 @@ class StepDefinition:
 class FlowDefinition:
     """A versioned, immutable description of a flow.
 
-    `version` and `deployed_at` are None until the definition is deployed. `document` is an engine's own DSL, kept verbatim;
-    `steps` may be empty only when it is not. Two definitions with the same content have the same `digest`.
+    `version` and `deployed_at` are None until the definition is deployed. `document` is an engine's own DSL,
+    kept verbatim; `steps` may be empty only when it is not. Two definitions with the same content have the
+    same `digest`.
     """
 
     flow_id: str
@@ -102,8 +103,8 @@ class FlowDefinition:
         """Checks that the definition makes sense.
 
         Raises:
-            InvalidDefinition: Naming the step: a duplicate or empty step id, a `run_after` target that does not exist, a
-                cycle (with its path); or an empty flow id, or neither steps nor document.
+            InvalidDefinition: Naming the step: a duplicate or empty step id, a `run_after` target that does
+                not exist, a cycle (with its path); or an empty flow id, or neither steps nor document.
             InvalidArgument: A text or document cannot be stored.
         """
         if not self.flow_id:
@@ -138,7 +139,8 @@ class FlowDefinition:
         try:
             TopologicalSorter({step.step_id: step.run_after for step in self.steps}).prepare()
         except CycleError as error:
-            # graphlib lists a cycle so that each node is a predecessor of the next; its last node repeats the first.
+            # graphlib lists a cycle so that each node is a predecessor of the next; its last node repeats the
+            # first.
             cycle: list[str] = error.args[1]
             raise self._fault(cycle[0], f"is part of a cycle: {' -> '.join(cycle)}") from None
 

@@ -1,7 +1,7 @@
 """Flow instances: the consistency boundary of a flow, and its transitions.
 
-A `FlowInstance` is a value. Each transition returns a new one that remembers what changed; `store.advance` writes exactly
-that. A forbidden transition raises `InvalidTransition` and changes nothing.
+A `FlowInstance` is a value. Each transition returns a new one that remembers what changed; `store.advance`
+writes exactly that. A forbidden transition raises `InvalidTransition` and changes nothing.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ __all__ = ["FlowInstance"]
 class FlowInstance:
     """One run of a flow definition.
 
-    `waits` maps each step that waits for an event to its correlation key, `pending_timers` each step that waits for a
-    timer to the timer's id. `version` counts the commits; 0 means that it was never stored, and then `created_at` and
-    `updated_at` are None. `lease` is set on an instance that was claimed.
+    `waits` maps each step that waits for an event to its correlation key, `pending_timers` each step that
+    waits for a timer to the timer's id. `version` counts the commits; 0 means that it was never stored, and
+    then `created_at` and `updated_at` are None. `lease` is set on an instance that was claimed.
     """
 
     flow_instance_id: UUID
@@ -92,7 +92,9 @@ class FlowInstance:
         Raises:
             InvalidArgument: The definition has no version (deploy it first), or a value cannot be stored.
         """
-        identity = new_flow_instance_id() if flow_instance_id is None else check_uuid(flow_instance_id, "flow_instance_id")
+        identity = (
+            new_flow_instance_id() if flow_instance_id is None else check_uuid(flow_instance_id, "flow_instance_id")
+        )
         return cls._made(definition, identity, identity, None, trigger_data, business_key, search_attributes)
 
     def child(
@@ -106,7 +108,13 @@ class FlowInstance:
         """Returns a new flow with this one as its parent, in the same partition; otherwise like `create`."""
         identity = new_flow_instance_id(self.root_id)
         return self._made(
-            definition, identity, self.root_id, self.flow_instance_id, trigger_data, business_key, search_attributes
+            definition,
+            identity,
+            self.root_id,
+            self.flow_instance_id,
+            trigger_data,
+            business_key,
+            search_attributes,
         )
 
     @classmethod
@@ -122,9 +130,7 @@ class FlowInstance:
     ) -> FlowInstance:
         if definition.version is None:
             raise InvalidArgument(argument="definition", reason="has no version; deploy it first")
-        created = NewEvent(
-            "flow_instance.created", {"flow_id": definition.flow_id, "flow_version": definition.version}
-        )
+        created = NewEvent("flow_instance.created", {"flow_id": definition.flow_id, "flow_version": definition.version})
         return cls(
             flow_instance_id=identity,
             root_id=root_id,
@@ -168,11 +174,12 @@ class FlowInstance:
     def ready_steps(self, definition: FlowDefinition) -> tuple[StepDefinition, ...]:
         """Returns the steps that may run now, in the definition's order.
 
-        Ready is a step that has neither ended nor waits, and whose `run_after` steps have all completed. Conditions are the
-        engine's to evaluate. A flow that has ended has no ready steps.
+        Ready is a step that has neither ended nor waits, and whose `run_after` steps have all completed.
+        Conditions are the engine's to evaluate. A flow that has ended has no ready steps.
 
         Raises:
-            InvalidArgument: It is another definition, or another version, than the one this flow is pinned to.
+            InvalidArgument: It is another definition, or another version, than the one this flow is pinned
+                to.
         """
         if (definition.flow_id, definition.version) != (self.flow_id, self.flow_version):
             raise InvalidArgument(argument="definition", reason="is not the one this flow is pinned to")
@@ -201,7 +208,7 @@ class FlowInstance:
         return self._changed("flow_instance.started", {}, status=FlowStatus.RUNNING)
 
     def complete_step(self, step_id: str, outputs: JsonValue = None) -> FlowInstance:
-        """Records that a step completed with `outputs` (None: an empty object). RUNNING; what the step waited for is dropped."""
+        """Records that a step completed with `outputs` (None: an empty object). RUNNING; what it waited for is dropped."""
         clean = normalize({} if outputs is None else outputs, "outputs")
         return self._ended_step("complete_step", step_id, StepStatus.COMPLETED, outputs=clean)
 
@@ -235,8 +242,8 @@ class FlowInstance:
     ) -> FlowInstance:
         """RUNNING or WAITING_* → WAITING_FOR_EVENT: the step waits for an event under `correlation_key`.
 
-        A step waits for one key at a time; another key replaces the one before. Suspending again for the same key without
-        `expires_at` keeps the wait, and a delivery that was already made for it.
+        A step waits for one key at a time; another key replaces the one before. Suspending again for the same
+        key without `expires_at` keeps the wait, and a delivery that was already made for it.
 
         Args:
             expires_at: When the wait ends in a delivery with `timed_out`; None waits for ever.
@@ -261,7 +268,8 @@ class FlowInstance:
     def resume(self, step_id: str | None = None) -> FlowInstance:
         """WAITING_* → RUNNING: clears what `step_id` waited for, or (None) what any step waited for.
 
-        Unless the delivery or timer is acknowledged in the same advance (`completes=`), it is dropped with the wait.
+        Unless the delivery or timer is acknowledged in the same advance (`completes=`), it is dropped with
+        the wait.
         """
         still_waits = self._is_waiting(step_id) if step_id is not None else bool(self.waits or self.pending_timers)
         if not (self.status is FlowStatus.RUNNING and still_waits):
@@ -278,8 +286,34 @@ class FlowInstance:
         return self._ended("fail", FlowStatus.FAILED, "flow_instance.failed", error)
 
     def cancel(self, reason: JsonValue = None) -> FlowInstance:
-        """Any status that is not terminal → CANCELLED, for good, with `reason` as its error; whatever waited is dropped."""
+        """Any status that is not terminal → CANCELLED, for good, with `reason` as its error; what waited is dropped."""
         return self._ended("cancel", FlowStatus.CANCELLED, "flow_instance.cancelled", reason)
+
+    # Storing
+
+    def as_stored(self, now: datetime) -> FlowInstance:
+        """Returns the flow instance as it is once its changes were stored at `now`: a version later, nothing pending.
+
+        For back ends; a caller gets it from `advance`.
+        """
+        ended = self.is_terminal
+        updates: dict[str, Any] = {
+            "updated_at": now,
+            "completed_at": now if ended else None,
+            "version": self.version + 1,
+            "changes": NOTHING_PENDING,
+        }
+        if self.created_at is None:
+            updates["created_at"] = now
+        if ended:
+            updates["lease"] = None
+        changed = self.changes.results
+        if changed:
+            stored = {
+                step_id: _copied(result, _RESULT_FIELDS, {"completed_at": now}) for step_id, result in changed.items()
+            }
+            updates["step_results"] = {**self.step_results, **stored}
+        return self._with(**updates)
 
     # How transitions are made
 
@@ -288,7 +322,13 @@ class FlowInstance:
             raise InvalidTransition(from_status=self.status, to_status=to_status)
 
     def _ended_step(
-        self, transition: str, step_id: str, status: StepStatus, *, outputs: JsonValue = None, error: JsonValue = None
+        self,
+        transition: str,
+        step_id: str,
+        status: StepStatus,
+        *,
+        outputs: JsonValue = None,
+        error: JsonValue = None,
     ) -> FlowInstance:
         self._require(transition, FlowStatus.RUNNING)
         earlier = self.step_results.get(check_key(step_id, "step_id"))
@@ -349,10 +389,12 @@ class FlowInstance:
         changed = {name: updates.pop(name) for name in _CHANGE_FIELDS if name in updates}
         if changed:
             updates["changes"] = _copied(self.changes, _CHANGE_FIELDS, changed)
-        return _copied(self, _INSTANCE_FIELDS, updates)
+        copy: FlowInstance = _copied(self, _INSTANCE_FIELDS, updates)
+        return copy
 
 
 _CHANGE_FIELDS = tuple(item.name for item in fields(Changes))
+_RESULT_FIELDS = tuple(item.name for item in fields(StepResult))
 _INSTANCE_FIELDS = tuple(item.name for item in fields(FlowInstance))
 
 

@@ -37,8 +37,8 @@ _RUNNING = frozenset({FlowStatus.RUNNING})
 _WAITING = frozenset({FlowStatus.WAITING_FOR_EVENT, FlowStatus.WAITING_FOR_TIMER})
 _LIVE = frozenset(FlowStatus) - TERMINAL_STATUSES
 
-# transition -> the statuses it is allowed in. `resume` is also allowed in RUNNING for a step that still waits, because
-# several steps may wait at once and the first one to be resumed sets the flow running.
+# transition -> the statuses it is allowed in. `resume` is also allowed in RUNNING for a step that still
+# waits, because several steps may wait at once and the first one to be resumed sets the flow running.
 TRANSITIONS: Mapping[str, frozenset[FlowStatus]] = MappingProxyType(
     {
         "start": frozenset({FlowStatus.INITIALIZING}),

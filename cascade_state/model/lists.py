@@ -30,8 +30,8 @@ class CursorList(list[T]):
 class Page(Generic[T]):
     """One page of a list.
 
-    `next_cursor` continues it (None: that was all); `undecodable` holds an error, with its id, for each row that could
-    not be decoded.
+    `next_cursor` continues it (None: that was all); `undecodable` holds an error, with its id, for each row
+    that could not be decoded.
     """
 
     items: tuple[T, ...]
@@ -57,6 +57,7 @@ def decode_cursor(cursor: str | None, subject: object, kinds: tuple[type, ...]) 
     if cursor is None:
         return None
     try:
+        key: list[Any]
         fingerprint, *key = json.loads(urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)))
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise InvalidArgument(argument="cursor", reason="is not a cursor of this store") from None

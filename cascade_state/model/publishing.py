@@ -19,15 +19,18 @@ from cascade_state.types import JsonValue
 
 __all__ = ["EVENT_LIFETIME", "PlannedPublication", "plan_publication", "plan_republication"]
 
-EVENT_LIFETIME = timedelta(hours=24)  # how long an event is kept, and its id remembered, unless `expires_at` says otherwise
+EVENT_LIFETIME = timedelta(
+    hours=24
+)  # how long an event is kept, and its id remembered, unless `expires_at` says otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedPublication:
     """An event to be published.
 
-    `ordinal` grows within a process: events of one publisher keep their order even within one instant. `replaces` makes the
-    publication pass the deduplication (it re-publishes a dead letter under the same event id).
+    `ordinal` grows within a process: events of one publisher keep their order even within one instant.
+    `replaces` makes the publication pass the deduplication (it re-publishes a dead letter under the same
+    event id).
     """
 
     correlation_key: str

@@ -15,9 +15,9 @@ __all__ = ["Statistics"]
 class Statistics:
     """What a store holds, read from indexes at one instant.
 
-    `timers_pending` counts timers that are pending or claimed; `timers_overdue` those of them that are due and held by
-    nobody, and `oldest_overdue_at` is the due time of the earliest such timer. `deliveries_pending` counts deliveries that
-    are not acknowledged.
+    `timers_pending` counts timers that are pending or claimed; `timers_overdue` those of them that are due
+    and held by nobody, and `oldest_overdue_at` is the due time of the earliest such timer.
+    `deliveries_pending` counts deliveries that are not acknowledged.
     """
 
     instances_by_status: Mapping[FlowStatus, int] = field(default_factory=dict)

@@ -13,7 +13,7 @@ __all__ = ["StepResult"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """How a step ended. `attempt` counts how often it ended, 1 for the first time; `completed_at` is None until stored."""
+    """How a step ended. `attempt` counts how often it did, from 1; `completed_at` is None until it is stored."""
 
     step_id: str
     status: StepStatus

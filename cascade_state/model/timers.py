@@ -12,7 +12,8 @@ from cascade_state.types import JsonValue
 
 __all__ = ["WORN_OUT", "ScheduleTimer", "Timer", "TimerStatus"]
 
-# The `last_error` of a timer that is dead because its holders kept vanishing, and so never told an error of their own.
+# The `last_error` of a timer that is dead because its holders kept vanishing, and so never told an error of
+# their own.
 WORN_OUT = "worn out: no attempt is left"
 
 

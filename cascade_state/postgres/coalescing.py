@@ -1,13 +1,16 @@
 """Coalescing: one-statement operations that wait for a connection at the same time travel as one statement.
 
-While a statement of a line is in flight, further items of that line queue; when it returns, all that wait leave together as
-one batch statement with a result for each. Nothing ever waits when the line is idle: then the caller runs its own item
-itself, without a task in between. Sixteen concurrent tasks so share round trips and commits instead of queueing for them.
+While a statement of a line is in flight, further items of that line queue; when it returns, all that wait
+leave together as one batch statement with a result for each. Nothing ever waits when the line is idle: then
+the caller runs its own item itself, without a task in between. Sixteen concurrent tasks so share round trips
+and commits instead of queueing for them.
 
 - Items with the same key (one flow instance, say) never share a batch, and keep their order.
-- A batch that the database refuses as a whole has changed nothing, and is replayed one by one, so that one item's error is
-  its own. A batch whose connection broke may have been committed or not: all its callers learn that (`StoreUnavailable`).
-- A cancelled caller's item is taken out if it has not left yet; otherwise it runs to its end. Never half of it.
+- A batch that the database refuses as a whole has changed nothing, and is replayed one by one, so that one
+  item's error is its own. A batch whose connection broke may have been committed or not: all its callers
+  learn that (`StoreUnavailable`).
+- A cancelled caller's item is taken out if it has not left yet; otherwise it runs to its end. Never half of
+  it.
 """
 
 from __future__ import annotations
@@ -74,7 +77,9 @@ class Line(Generic[Item, Result]):
         self._in_flight += 1
         self._busy_keys.add(key)
         try:
-            return (await self._run((item,)))[0]
+            result: Result
+            (result,) = await self._run((item,))
+            return result
         finally:
             self._in_flight -= 1
             self._busy_keys.discard(key)

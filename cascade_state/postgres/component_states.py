@@ -51,9 +51,7 @@ class _Find(Operation[_Key]):
         return id(item)  # readers of one state may share a batch
 
     def prepare(self, items: Sequence[_Key], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
-        rows = [
-            (executor.partition_of(item.flow_instance_id), item.flow_instance_id, item.step_id) for item in items
-        ]
+        rows = [(executor.partition_of(item.flow_instance_id), item.flow_instance_id, item.step_id) for item in items]
         return _prepared("wanted", tuple(statements.KEY_COLUMNS), rows, executor, statements.FIND)
 
 
@@ -160,9 +158,7 @@ class PostgresComponentStates(ComponentStates):
         records = await self._executor.fetch(statements.REMOVE, values)
         return any(record["was_alive"] for record in records)
 
-    async def _list_for_instance(
-        self, flow_instance_id: UUID, limit: int, after: str | None
-    ) -> list[ComponentState]:
+    async def _list_for_instance(self, flow_instance_id: UUID, limit: int, after: str | None) -> list[ComponentState]:
         values = {
             **self._identity(flow_instance_id),
             "now": self._executor.now(),

@@ -21,18 +21,18 @@ Kept: TypeAlias = tuple[AsyncConnection, DriverConnection]
 async def driver_of(connection: AsyncConnection) -> DriverConnection:
     """Returns the asyncpg connection beneath a SQLAlchemy connection."""
     raw = await connection.get_raw_connection()
-    driver: DriverConnection = raw.driver_connection  # type: ignore[assignment]
+    driver: DriverConnection = raw.driver_connection
     return driver
 
 
 async def start_on_wire(connection: AsyncConnection) -> DriverConnection:
     """Sends the BEGIN of a SQLAlchemy transaction now, and returns the driver connection that is inside it.
 
-    SQLAlchemy's asyncpg adapter sends BEGIN with its own first statement. A statement sent to the driver before that would
-    commit by itself, outside the transaction that the caller believes in.
+    SQLAlchemy's asyncpg adapter sends BEGIN with its own first statement. A statement sent to the driver
+    before that would commit by itself, outside the transaction that the caller believes in.
     """
     raw = await connection.get_raw_connection()
-    driver: DriverConnection = raw.driver_connection  # type: ignore[assignment]
+    driver: DriverConnection = raw.driver_connection
     if not driver.is_in_transaction():
         adapter: Any = raw.dbapi_connection
         start = getattr(adapter, "_start_transaction", None)
@@ -99,7 +99,7 @@ class OwnTransaction:
             if self.driver.is_closed():
                 await connection.invalidate()
             await connection.close()  # rolls back what is open
-        except Exception:  # noqa: BLE001 - a broken connection must not hide why it is given back
+        except Exception:
             await _discard(connection)
 
 
@@ -107,15 +107,15 @@ async def _discard(connection: AsyncConnection) -> None:
     try:
         await connection.invalidate()
         await connection.close()
-    except Exception:  # noqa: BLE001, S110 - it is being thrown away
+    except Exception:  # noqa: S110 - it is being thrown away
         pass
 
 
 class KeptConnections:
     """A few autocommit connections that stay checked out, for operations that are one statement.
 
-    Taking one from here costs nothing; a checkout from the pool and its return cost as much as the statement itself. They are
-    opened when first needed, and replaced when they break.
+    Taking one from here costs nothing; a checkout from the pool and its return cost as much as the statement
+    itself. They are opened when first needed, and replaced when they break.
     """
 
     def __init__(self, engine: AsyncEngine, size: int) -> None:
@@ -205,5 +205,5 @@ class KeptConnections:
 async def _close(connection: AsyncConnection) -> None:
     try:
         await connection.close()
-    except Exception:  # noqa: BLE001 - closing a connection that the server has closed already
+    except Exception:
         await _discard(connection)

@@ -91,8 +91,8 @@ class PostgresCorrelations(Correlations):
         values = {"now": self._executor.now(), "max_attempts": self._limits.max_attempts, "reason": None}
         records = await self._executor.fetch(statements.BURY_WORN, values)
         keys = [record["correlation_key"] for record in records]
-        # Their keys were not known before, so the waits came back without their locks. The first match waits for whoever
-        # publishes under them at this moment; the second one sees what that left.
+        # Their keys were not known before, so the waits came back without their locks. The first match waits
+        # for whoever publishes under them at this moment; the second one sees what that left.
         await match_keys(self._executor, keys)
         await match_keys(self._executor, keys)
 
@@ -106,7 +106,10 @@ class PostgresCorrelations(Correlations):
             "now": self._executor.now(),
             "lease_duration": lease_duration,
         }
-        leases = {_identity(record): lease_from_record(record) for record in await self._executor.fetch(statements.RENEW, values)}
+        leases = {
+            _identity(record): lease_from_record(record)
+            for record in await self._executor.fetch(statements.RENEW, values)
+        }
         renewed = []
         for delivery in deliveries:
             lease = leases.get((delivery.correlation_key, delivery.flow_instance_id, delivery.step_id))
@@ -177,9 +180,7 @@ class PostgresCorrelations(Correlations):
         statement = statements.list_waiting_statement(continued=after is not None)
         return [Correlation(**record) for record in await self._executor.fetch(statement, values)]
 
-    async def _list_dead_letters(
-        self, limit: int, after: tuple[datetime, str, str] | None
-    ) -> list[DeadLetter]:
+    async def _list_dead_letters(self, limit: int, after: tuple[datetime, str, str] | None) -> list[DeadLetter]:
         values: dict[str, Any] = {"limit": limit}
         if after is not None:
             values.update(zip(("after_at", "after_key", "after_event"), after, strict=True))

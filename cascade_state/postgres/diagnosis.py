@@ -92,13 +92,10 @@ async def _raise_lost_leases(executor: Executor, plan: AdvancePlan) -> None:
                 raise LeaseLost(entity="timer", key=timer.timer_id, token=timer.token, holder=timer.holder)
     if plan.complete_deliveries:
         records = await executor.fetch(
-            correlation_statements.HELD, correlation_statements.held_values(executor, plan.complete_deliveries)
+            correlation_statements.HELD,
+            correlation_statements.held_values(executor, plan.complete_deliveries),
         )
-        current = {
-            (record["correlation_key"], record["flow_instance_id"], record["step_id"]) for record in records
-        }
+        current = {(record["correlation_key"], record["flow_instance_id"], record["step_id"]) for record in records}
         for held in plan.complete_deliveries:
             if (held.correlation_key, held.flow_instance_id, held.step_id) not in current:
-                raise LeaseLost(
-                    entity="delivery", key=held.correlation_key, token=held.token, holder=held.holder
-                )
+                raise LeaseLost(entity="delivery", key=held.correlation_key, token=held.token, holder=held.holder)

@@ -1,12 +1,12 @@
 """The direct path: statements built once with SQLAlchemy Core, compiled once per schema, run on the asyncpg connection.
 
-Why: executing a compiled statement on the driver connection costs a fifth of what SQLAlchemy's own execution costs, and a
-round trip less. SQLAlchemy still gives the tables, the SQL, the pool and the caller's transaction; only the last step, from
-text and values to records, goes around it.
+Why: executing a compiled statement on the driver connection costs a fifth of what SQLAlchemy's own execution
+costs, and a round trip less. SQLAlchemy still gives the tables, the SQL, the pool and the caller's
+transaction; only the last step, from text and values to records, goes around it.
 
-What makes it safe: the statement runs on the very connection that the SQLAlchemy connection holds, and its owner has
-started the transaction before (`executor.py`). Values are always bound. A statement's parameters are named here and ordered
-at compile time, so no caller counts placeholders.
+What makes it safe: the statement runs on the very connection that the SQLAlchemy connection holds, and its
+owner has started the transaction before (`executor.py`). Values are always bound. A statement's parameters
+are named here and ordered at compile time, so no caller counts placeholders.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class CompiledStatement:
         )
         self.text = str(compiled)
         self._names: tuple[str, ...] = tuple(compiled.positiontup or ())  # type: ignore[attr-defined]
-        self._constants: dict[str, Any] = {
-            name: value for name, value in compiled.params.items() if value is not None
-        }
+        self._constants: dict[str, Any] = {name: value for name, value in compiled.params.items() if value is not None}
         for listener in on_statement:
             listener(statement.name, self.text)
 
@@ -84,4 +82,5 @@ class StatementCache:
         compiled = self._compiled.get(statement)
         if compiled is None:
             compiled = self._compiled[statement] = CompiledStatement(statement, self.schema)
-        return await connection.fetch(compiled.text, *compiled.arguments(values))
+        records: list[Record] = await connection.fetch(compiled.text, *compiled.arguments(values))
+        return records

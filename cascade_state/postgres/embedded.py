@@ -45,18 +45,14 @@ class EmbeddedServer:
         try:
             parts = urlsplit(url)
         except ValueError:  # brackets, which a host could have but a directory here cannot
-            raise InvalidArgument(
-                argument="url", reason="it cannot be read; escape unusual characters"
-            ) from None
+            raise InvalidArgument(argument="url", reason="it cannot be read; escape unusual characters") from None
         if parts.scheme != "embedded":
             raise InvalidArgument(argument="url", reason="an embedded server's URL begins with embedded://")
         directory = unquote(parts.netloc + parts.path)
         if parts.fragment:
             raise InvalidArgument(argument="url", reason="write # in the directory's name as %23")
         if not directory or "\0" in directory:
-            raise InvalidArgument(
-                argument="url", reason="embedded:// needs a directory, as in embedded://./data"
-            )
+            raise InvalidArgument(argument="url", reason="embedded:// needs a directory, as in embedded://./data")
         return cls(directory, version=_version_option(parts.query))
 
     @property
@@ -136,9 +132,7 @@ def _version_option(query: str) -> int | None:
         return None
     text = options["version"][-1]
     if not (text.isascii() and text.isdigit()):
-        raise InvalidArgument(
-            argument="url", reason="version must be a PostgreSQL major version, as in version=16"
-        )
+        raise InvalidArgument(argument="url", reason="version must be a PostgreSQL major version, as in version=16")
     return int(text)
 
 

@@ -1,7 +1,8 @@
 """SQLAlchemy engines on asyncpg, made from a libpq URL.
 
-asyncpg parses the URL itself, so that everything libpq knows works: several hosts, unix sockets, TLS options, service-like
-query parameters. SQLAlchemy gets connections from it and adds the pool, the transaction and the caller's SQL.
+asyncpg parses the URL itself, so that everything libpq knows works: several hosts, unix sockets, TLS options,
+service-like query parameters. SQLAlchemy gets connections from it and adds the pool, the transaction and the
+caller's SQL.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from cascade_state.errors import InvalidArgument
 
 __all__ = ["connect_arguments", "driver_url", "pooled_engine", "shown_url", "unpooled_engine"]
 
-_STATEMENT_CACHE_SIZE = 512  # an advance has one text for each combination of what it writes; the driver's default is 100
+_STATEMENT_CACHE_SIZE = (
+    512  # an advance has one text for each combination of what it writes; the driver's default is 100
+)
 
 
 def driver_url(url: str) -> str:
@@ -67,9 +70,7 @@ def connect_arguments(url: str, options: StoreOptions, settings: Mapping[str, st
 
 def pooled_engine(url: str, options: StoreOptions) -> AsyncEngine:
     """Returns the engine of units of work: at most `pool_size` connections, none over it."""
-    return _engine(
-        url, options, pool_size=options.pool_size, max_overflow=0, pool_timeout=options.pool_timeout_seconds
-    )
+    return _engine(url, options, pool_size=options.pool_size, max_overflow=0, pool_timeout=options.pool_timeout_seconds)
 
 
 def unpooled_engine(url: str, options: StoreOptions, settings: Mapping[str, str] | None = None) -> AsyncEngine:
@@ -85,7 +86,8 @@ def _engine(url: str, options: StoreOptions, settings: Mapping[str, str] | None 
     arguments = connect_arguments(url, options, settings)
     adapter: dict[str, Any] = {}
     if options.pooler is not None:
-        # Unnamed prepared statements are the only ones that leave nothing behind on a pooler's server connections.
+        # Unnamed prepared statements are the only ones that leave nothing behind on a pooler's server
+        # connections.
         adapter = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}
 
     async def connect_driver(**_: Any) -> Any:

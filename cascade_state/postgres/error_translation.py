@@ -32,8 +32,8 @@ _UNAVAILABLE = {
     "53300": "the server has no connection left",
 }
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
-# Text of a distributed engine's commit failure and lost node connection: the only two messages that are looked at,
-# because both come as XX000.
+# Text of a distributed engine's commit failure and lost node connection: the only two messages that are
+# looked at, because both come as XX000.
 _DISTRIBUTED = ("could not commit transaction for shard", "server closed the connection unexpectedly")
 
 
@@ -90,7 +90,11 @@ def _without_sqlstate(error: BaseException) -> Exception:
 
 
 def _sqlstate(error: BaseException) -> str | None:
-    for candidate in (error, getattr(error, "orig", None), getattr(getattr(error, "orig", None), "__cause__", None)):
+    for candidate in (
+        error,
+        getattr(error, "orig", None),
+        getattr(getattr(error, "orig", None), "__cause__", None),
+    ):
         state = getattr(candidate, "sqlstate", None)
         if isinstance(state, str):
             return state

@@ -14,7 +14,7 @@ __all__ = ["PostgresEvents"]
 
 
 class PostgresEvents(Events):
-    """Events in the order of their transaction ids; a transaction that still runs, anywhere on the server, holds it back."""
+    """See `Events`. A transaction that runs long, anywhere on the server, holds back what came after it."""
 
     def __init__(self, executor: Executor, guard: Guard, limits: Limits) -> None:
         super().__init__(guard, limits)

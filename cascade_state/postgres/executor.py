@@ -1,8 +1,8 @@
 """Executors: where the statements of a repository run.
 
-A store's executor runs each statement on a kept autocommit connection, a unit of work's on the connection of its
-transaction. Repositories are written once against this class. Several statements that belong together run in
-`transaction()`: a transaction of its own for a store, the open one for a unit of work.
+A store's executor runs each statement on a kept autocommit connection, a unit of work's on the connection of
+its transaction. Repositories are written once against this class. Several statements that belong together run
+in `transaction()`: a transaction of its own for a store, the open one for a unit of work.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Executor(ABC):
         """Returns the context in which several statements run in one transaction.
 
         Args:
-            snapshot: Whether all of them are to see one state, where this executor begins the transaction (REPEATABLE READ).
+            snapshot: Whether all of them are to see one state, where this executor begins the transaction
+                (REPEATABLE READ).
         """
 
     @property
@@ -61,7 +62,7 @@ class Executor(ABC):
 
     @property
     def has_old_snapshot(self) -> bool:
-        """Whether statements may not see what others committed since the transaction began (REPEATABLE READ and above)."""
+        """Whether what others committed since the transaction began stays unseen (REPEATABLE READ and above)."""
         return False
 
     def now(self) -> datetime | None:
@@ -131,8 +132,8 @@ class _Joined:
 def lock_key(schema: str | None, kind: str, name: str) -> int:
     """Returns the signed 64-bit number of an advisory lock.
 
-    It is `hash_key` of the schema, the kind of lock and the name, so that two installations in one database, and two kinds of
-    locks, do not meet.
+    It is `hash_key` of the schema, the kind of lock and the name, so that two installations in one database,
+    and two kinds of locks, do not meet.
     """
     unsigned = hash_key(f"cascade_state/{schema or ''}/{kind}/{name}")
     return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned

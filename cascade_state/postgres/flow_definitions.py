@@ -25,7 +25,7 @@ __all__ = ["PostgresFlowDefinitions"]
 
 
 class PostgresFlowDefinitions(FlowDefinitions):
-    """See `FlowDefinitions`. Inside a unit of work, a deployed name stays locked for other deployments until it ends."""
+    """See `FlowDefinitions`. A unit of work that deployed a flow id makes others that do so wait."""
 
     def __init__(self, executor: Executor, guard: Guard, limits: Limits) -> None:
         super().__init__(guard, limits)
@@ -35,9 +35,7 @@ class PostgresFlowDefinitions(FlowDefinitions):
         flow_id = definition.flow_id
         async with self._executor.transaction() as executor:
             # Two statements: the second one must see what was committed until the lock was granted.
-            await executor.fetch(
-                statements.LOCK_NAME, {"lock_key": executor.lock_key("flow_definition", flow_id)}
-            )
+            await executor.fetch(statements.LOCK_NAME, {"lock_key": executor.lock_key("flow_definition", flow_id)})
             records = await executor.fetch(
                 statements.DEPLOY,
                 {"flow_id": flow_id, "digest": definition.digest, "content": content, "now": executor.now()},
@@ -50,23 +48,19 @@ class PostgresFlowDefinitions(FlowDefinitions):
         if version is None:
             records = await self._executor.fetch(statements.FIND_LATEST, {"flow_id": flow_id})
         else:
-            records = await self._executor.fetch(
-                statements.FIND_VERSION, {"flow_id": flow_id, "version": version}
-            )
+            records = await self._executor.fetch(statements.FIND_VERSION, {"flow_id": flow_id, "version": version})
         return _definition_from_record(records[0]) if records else None
 
     async def _list_latest(self, limit: int, after: str | None) -> list[FlowDefinition]:
         values = {"after": after or "", "limit": limit}  # a flow id is never empty
         return [
-            _definition_from_record(record)
-            for record in await self._executor.fetch(statements.LIST_LATEST, values)
+            _definition_from_record(record) for record in await self._executor.fetch(statements.LIST_LATEST, values)
         ]
 
     async def _list_versions(self, flow_id: str, limit: int, after: int) -> list[FlowDefinition]:
         values = {"flow_id": flow_id, "after": after, "limit": limit}
         return [
-            _definition_from_record(record)
-            for record in await self._executor.fetch(statements.LIST_VERSIONS, values)
+            _definition_from_record(record) for record in await self._executor.fetch(statements.LIST_VERSIONS, values)
         ]
 
     async def _undeploy(self, flow_id: str, version: int | None, force: bool) -> int:

@@ -30,7 +30,7 @@ from cascade_state.postgres.statements import flow_instances as statements
 from cascade_state.postgres.statements.parameters import columns
 from cascade_state.types import JsonObject
 
-__all__ = ["PostgresFlowInstances"]
+__all__ = ["FIND", "PostgresFlowInstances"]
 
 _ADD_BATCH = 1000  # flows in one statement of add_many
 _RACES = 20  # how often a terminal advance gives way to timers that are scheduled at the same time
@@ -53,7 +53,7 @@ class _Find(Operation[UUID]):
         return statements.FIND_MANY, columns("wanted", ("item", *statements.IDENTITY_COLUMNS), rows)
 
 
-_FIND = _Find()
+FIND = _Find()
 
 
 class PostgresFlowInstances(FlowInstances):
@@ -130,7 +130,7 @@ class PostgresFlowInstances(FlowInstances):
     # Reading
 
     async def _find(self, flow_instance_id: UUID) -> FlowInstance | None:
-        record = await self._executor.one(_FIND, flow_instance_id)
+        record = await self._executor.one(FIND, flow_instance_id)
         return None if record is None else instance_from_record(record)
 
     async def _find_by_business_key(self, flow_id: str, business_key: str) -> FlowInstance | None:
@@ -141,7 +141,7 @@ class PostgresFlowInstances(FlowInstances):
 
     async def _list_page(
         self,
-        filter: FlowInstanceFilter,  # noqa: A002 - the contract's name
+        filter: FlowInstanceFilter,
         limit: int,
         after: InstancePosition | None,
     ) -> tuple[list[FlowInstance], InstancePosition | None, list[SerializationError]]:
@@ -154,7 +154,7 @@ class PostgresFlowInstances(FlowInstances):
         last = records[limit - 1]
         return items, (last["created_at"], last["flow_instance_id"]), undecodable
 
-    async def _count(self, filter: FlowInstanceFilter) -> int:  # noqa: A002 - the contract's name
+    async def _count(self, filter: FlowInstanceFilter) -> int:
         statement = statements.count_statement(statements.filter_shape(filter))
         records = await self._executor.fetch(statement, statements.filter_values(filter))
         return int(records[0]["total"])
@@ -185,7 +185,7 @@ class PostgresFlowInstances(FlowInstances):
     async def _claim(
         self,
         holder: str,
-        filter: FlowInstanceFilter,  # noqa: A002 - the contract's name
+        filter: FlowInstanceFilter,
         limit: int,
         lease_duration: timedelta,
     ) -> list[FlowInstance]:

@@ -27,7 +27,9 @@ def instance_from_record(record: Record) -> FlowInstance:
         return _instance(record)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SerializationError(
-            entity="flow instance", key=record["flow_instance_id"], reason=f"{type(error).__name__} while decoding"
+            entity="flow instance",
+            key=record["flow_instance_id"],
+            reason=f"{type(error).__name__} while decoding",
         ) from error
 
 
@@ -77,7 +79,7 @@ def _checked_waits(waits: Any) -> dict[str, str]:
 
 
 def lease_from_record(record: Record) -> Lease | None:
-    """Returns the lease of a record with `lease_holder`, `lease_token` and `lease_expires_at`; None if nobody holds it."""
+    """Returns the lease of a record with `lease_holder`, `lease_token`, `lease_expires_at`; None: nobody holds it."""
     holder = record["lease_holder"]
     if holder is None:
         return None

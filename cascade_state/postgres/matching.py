@@ -16,17 +16,15 @@ __all__ = ["match_keys"]
 async def match_keys(executor: Executor, keys: Iterable[str], *, patient: bool = True) -> list[Delivery]:
     """Pairs the events and waits of some keys; returns the deliveries made now.
 
-    Under a snapshot that was taken before (REPEATABLE READ and above) what others committed since cannot be seen; there
-    nothing is paired, rows stay NEW, and the next `claim_delivered` pairs them.
+    Under a snapshot that was taken before (REPEATABLE READ and above) what others committed since cannot be
+    seen; there nothing is paired, rows stay NEW, and the next `claim_delivered` pairs them.
 
     Args:
         patient: Whether to wait for keys that somebody else has locked, or to leave them out.
     """
     if executor.has_old_snapshot:
         return []
-    rows = [
-        (executor.partition_of_key(key), key, executor.lock_key("correlation", key)) for key in dict.fromkeys(keys)
-    ]
+    rows = [(executor.partition_of_key(key), key, executor.lock_key("correlation", key)) for key in dict.fromkeys(keys)]
     values = {**columns("key", tuple(KEY_COLUMNS), rows), "now": executor.now()}
     return [
         Delivery(

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Postmaster", "adopt_child", "forget_stale_file", "is_alive", "read_postmaster"]
+__all__ = ["Postmaster", "adopt_child", "forget_stale_file", "is_alive", "last_postmaster", "read_postmaster"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,27 @@ def adopt_child(child: subprocess.Popen[bytes]) -> None:
 
 def read_postmaster(data_directory: Path) -> Postmaster | None:
     """Returns the facts of the server that lives on this directory; None when there is none."""
-    postmaster = _read(data_directory)
+    postmaster = last_postmaster(data_directory)
     if postmaster is None or not is_alive(postmaster.process_id, data_directory):
         return None
     return postmaster
+
+
+def last_postmaster(data_directory: Path) -> Postmaster | None:
+    """Returns the facts of the server that runs here or was killed here; None when the last one ended."""
+    try:
+        lines = (data_directory / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    try:
+        return Postmaster(
+            process_id=abs(int(lines[0])),
+            port=int(lines[3]),
+            socket_directory=lines[4].strip(),
+            status=lines[7].strip() if len(lines) > 7 else "starting",
+        )
+    except (IndexError, ValueError):  # read while it was being written
+        return None
 
 
 def is_alive(process_id: int, data_directory: Path) -> bool:
@@ -67,7 +84,7 @@ def forget_stale_file(data_directory: Path) -> bool:
     caller holds the lock under which servers start, and a server looks for orphans of the former one in
     shared memory as well.
     """
-    postmaster = _read(data_directory)
+    postmaster = last_postmaster(data_directory)
     if postmaster is not None and is_alive(postmaster.process_id, data_directory):
         return False
     try:
@@ -75,22 +92,6 @@ def forget_stale_file(data_directory: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _read(data_directory: Path) -> Postmaster | None:
-    try:
-        lines = (data_directory / "postmaster.pid").read_text().splitlines()
-    except FileNotFoundError:
-        return None
-    try:
-        return Postmaster(
-            process_id=abs(int(lines[0])),
-            port=int(lines[3]),
-            socket_directory=lines[4].strip(),
-            status=lines[7].strip() if len(lines) > 7 else "starting",
-        )
-    except (IndexError, ValueError):  # read while it was being written
-        return None
 
 
 def _is_running_in(process_id: int, data_directory: Path) -> bool:

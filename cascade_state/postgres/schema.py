@@ -1,8 +1,9 @@
 """The schema of an installation: made, checked and shown. Only `postgres/` and `cli/` import this module.
 
-The migrations do the work (`migrations/env.py` says how processes that start at once keep apart); this module finds
-them, in a checkout or in an installed package, runs them from inside an event loop, and tells what a database holds.
-Alembic keeps its state in globals of the process and blocks, so it runs in a thread, one call at a time.
+The migrations do the work (`migrations/env.py` says how processes that start at once keep apart); this
+module finds them, in a checkout or in an installed package, runs them from inside an event loop, and tells
+what a database holds. Alembic keeps its state in globals of the process and blocks, so it runs in a thread,
+one call at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Text, cast, column, func, select, table
+from sqlalchemy import JSON, Text, cast, column, func, select, table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cascade_state.abc.completion import run_to_completion
@@ -49,7 +50,9 @@ __all__ = [
 VERSION_TABLE = "cascade_state_version"
 # Where an application keeps its own revisions, and ours too if it embeds them.
 _SHARED_VERSION_TABLE = "alembic_version"
+_TABLES_READ = (VERSION_TABLE, _SHARED_VERSION_TABLE, "settings")
 _REVISION_PREFIX = "cascade_state_"
+_HEAD = "cascade_state@head"  # by our branch label: other branches may lie beside it
 
 _alembic = threading.Lock()
 
@@ -71,11 +74,11 @@ async def migrate_database(
 ) -> None:
     """Brings the database to the newest revision; does nothing if it is there.
 
-    However many processes call it at once, one upgrades and the others wait for it. Each revision commits by itself, so
-    an upgrade that was interrupted goes on from there when it is called again.
+    However many processes call it at once, one upgrades and the others wait for it. Each revision commits
+    by itself, so an upgrade that was interrupted goes on from there when it is called again.
 
     Args:
-        schema: The schema to install into, made when it is missing; None: the first one of the connection's search path.
+        schema: Where to install, made when it is missing; None: the first schema of the search path.
         partition_count: How many partitions a new installation gets, for ever.
         lock_wait: How long to wait for another process that migrates.
 
@@ -85,24 +88,20 @@ async def migrate_database(
         StoreUnavailable: The database cannot be reached.
         TransactionAborted: A table was busy for too long; call again.
     """
-    options = StoreOptions(
-        schema=schema, partition_count=partition_count, application_name="cascade_state migrations"
-    )
+    options = StoreOptions(schema=schema, partition_count=partition_count, application_name="cascade_state migrations")
     check_duration(lock_wait, "lock_wait", allow_zero=True)
     if await _is_current(url, options):
         return
     cancelled = threading.Event()
     config = alembic_config(schema=schema, partition_count=partition_count)
-    config.attributes.update(
-        url=driver_url(url), cancelled=cancelled, lock_wait_seconds=lock_wait.total_seconds()
-    )
+    config.attributes.update(url=driver_url(url), cancelled=cancelled, lock_wait_seconds=lock_wait.total_seconds())
     started = time.monotonic()
     try:
         with translated():
             await _in_thread(_upgrade, config, cancelled)
-    except TimeoutError as error:
-        raise LockNotAcquired(lock_name="migration", waited=time.monotonic() - started) from error
     except CommandError as error:
+        if "lock_was_busy" in config.attributes:
+            raise LockNotAcquired(lock_name="migration", waited=time.monotonic() - started) from error
         await _is_current(url, options)  # another process may have brought it further than we know
         raise StoreError(f"the migration failed: {error}") from error
     await _is_current(url, options)
@@ -122,14 +121,10 @@ async def check_database(
     found = await read_schema(connection, schema=schema)
     expected = head_revision()
     if found.revision is None:
-        raise SchemaMismatch(
-            expected=expected, found=None, reason="the database was never migrated; migrate it"
-        )
+        raise SchemaMismatch(expected=expected, found=None, reason="the database was never migrated; migrate it")
     _refuse_newer(found, expected)
     if found.revision != expected:
-        raise SchemaMismatch(
-            expected=expected, found=found.revision, reason="the database is behind; migrate it"
-        )
+        raise SchemaMismatch(expected=expected, found=found.revision, reason="the database is behind; migrate it")
     _refuse_other_partition_count(found, partition_count)
 
 
@@ -146,14 +141,12 @@ async def check_partition_count(
 
 async def read_schema(connection: AsyncConnection, *, schema: str | None = None) -> InstalledSchema:
     """Returns what the database holds."""
-    names = (VERSION_TABLE, _SHARED_VERSION_TABLE, "settings")
+    own, shared, settings = (_qualified(connection, schema, name) for name in _TABLES_READ)
     relations = await connection.execute(
-        select(*(func.to_regclass(_qualified(connection, schema, name)).is_not(None) for name in names))
+        select(func.to_regclass(own), func.to_regclass(shared), func.to_regclass(settings))
     )
-    has_own, has_shared, has_settings = relations.one()
-    revision = None
-    if has_own:
-        revision = await _read_revision(connection, schema, VERSION_TABLE)
+    has_own, has_shared, has_settings = (relation is not None for relation in relations.one())
+    revision = await _read_revision(connection, schema, VERSION_TABLE) if has_own else None
     if revision is None and has_shared:
         revision = await _read_revision(connection, schema, _SHARED_VERSION_TABLE)
     count = await _read_partition_count(connection, schema) if has_settings and revision is not None else None
@@ -167,7 +160,7 @@ def dump_schema(*, schema: str | None = None, partition_count: int = DEFAULT_PAR
     config = alembic_config(schema=schema, partition_count=partition_count)
     config.output_buffer = output
     with _alembic:
-        command.upgrade(config, "cascade_state@head", sql=True)
+        command.upgrade(config, _HEAD, sql=True)
     return output.getvalue()
 
 
@@ -183,25 +176,22 @@ def migrations_directory() -> Path:
 def alembic_config(
     *, schema: str | None = None, partition_count: int = DEFAULT_PARTITION_COUNT, **attributes: Any
 ) -> Config:
-    """Returns a configuration for Alembic's own commands, without an address: put it into `attributes["url"]`.
+    """Returns a configuration for Alembic's own commands; the address goes into `attributes["url"]`.
 
     Args:
         attributes: More of what `migrations/env.py` reads, for example `connection`.
     """
     directory = migrations_directory()
     config = Config(directory.parent / "alembic.ini")
-    config.attributes.update(
-        attributes, schema=schema, partition_count=partition_count, target_metadata=metadata
-    )
+    config.attributes.update(attributes, schema=schema, partition_count=partition_count, target_metadata=metadata)
     return config
 
 
 @cache
 def head_revision() -> str:
     """Returns the newest revision that this version of the library brings."""
-    head = _script().get_revision("cascade_state@head")
-    assert head is not None
-    return head.revision
+    (head,) = _script().get_revisions(_HEAD)
+    return str(head.revision)
 
 
 @cache
@@ -232,7 +222,7 @@ def _refuse_newer(found: InstalledSchema, expected: str) -> None:
         raise SchemaMismatch(
             expected=expected,
             found=found.revision,
-            reason="the database is ahead; use the version of the library that migrated it",
+            reason="it is ahead; use the version of the library that migrated it",
         )
 
 
@@ -246,14 +236,14 @@ def _refuse_other_partition_count(found: InstalledSchema, expected: int) -> None
 
 
 async def _read_revision(connection: AsyncConnection, schema: str | None, name: str) -> str | None:
-    version = column("version_num")
+    version = column("version_num", Text)
     rows = await connection.scalars(select(version).select_from(table(name, version, schema=schema)))
     ours = sorted(row for row in rows if row.startswith(_REVISION_PREFIX))
     return ours[-1] if ours else None
 
 
 async def _read_partition_count(connection: AsyncConnection, schema: str | None) -> int | None:
-    name, value = column("name"), column("value")
+    name, value = column("name", Text), column("value", JSON)
     settings = table("settings", name, value, schema=schema)
     as_text = cast(value, Text)  # whatever the connection makes of json
     stored = await connection.scalar(select(as_text).select_from(settings).where(name == "partition_count"))
@@ -267,7 +257,7 @@ def _qualified(connection: AsyncConnection, schema: str | None, name: str) -> st
 
 def _upgrade(config: Config) -> None:
     with _alembic:
-        command.upgrade(config, "cascade_state@head")
+        command.upgrade(config, _HEAD)
 
 
 async def _in_thread(function: Any, config: Config, cancelled: threading.Event) -> None:

@@ -63,9 +63,7 @@ class ServerIdentity:
 
     def can_run(self, program: Path) -> bool:
         """Tells whether permission bits let this user run the program."""
-        return self.can_enter(program.parent) and (
-            not self.changes_user or self._has(program.stat(), stat.S_IXUSR)
-        )
+        return self.can_enter(program.parent) and (not self.changes_user or self._has(program.stat(), stat.S_IXUSR))
 
     def _has(self, facts: os.stat_result, user_bit: int) -> bool:
         if facts.st_uid == self.user_id:
@@ -95,9 +93,7 @@ def identity_for(data_directory: Path) -> ServerIdentity:
             continue
         if entry.pw_uid != 0:
             return ServerIdentity(user_id=entry.pw_uid, group_id=entry.pw_gid, changes_user=True)
-    raise LookupError(
-        f"PostgreSQL does not run as root, and none of the users {', '.join(_CANDIDATES)} exists"
-    )
+    raise LookupError(f"PostgreSQL does not run as root, and none of the users {', '.join(_CANDIDATES)} exists")
 
 
 def data_directory_argument(data_directory: Path, identity: ServerIdentity) -> str:
@@ -112,9 +108,7 @@ def data_directory_argument(data_directory: Path, identity: ServerIdentity) -> s
         # Root has changed into the directory before stepping down; this link names it without walking its
         # parents.
         return "/proc/self/cwd"
-    raise PermissionError(
-        f"user {identity.user_id} may not enter {data_directory}; choose a directory it can reach"
-    )
+    raise PermissionError(f"user {identity.user_id} may not enter {data_directory}; choose a directory it can reach")
 
 
 def reachable_installation(installation: Installation, identity: ServerIdentity) -> Installation:
@@ -136,12 +130,11 @@ def reachable_installation(installation: Installation, identity: ServerIdentity)
             continue
         target = parent / "cascade_state" / name
         if _only_root_writes(target) or _copy_installation(installation, target):
-            copy = Installation(version=installation.version, bin_directory=target / "bin")
+            copied = target.joinpath(*installation.bin_directory.parts[-3:])
+            copy = Installation(version=installation.version, bin_directory=copied)
             if all(identity.can_run(program) for program in (copy.postgres, copy.initdb)):
                 return copy
-    raise PermissionError(
-        f"user {identity.user_id} may not run {installation.postgres}, and no copy could be made"
-    )
+    raise PermissionError(f"user {identity.user_id} may not run {installation.postgres}, and no copy could be made")
 
 
 def _only_root_writes(target: Path) -> bool:
@@ -159,15 +152,22 @@ def _only_root_writes(target: Path) -> bool:
 def _copy_installation(installation: Installation, target: Path) -> bool:
     """Copies programs, libraries and shared files: whole or not at all, even when two do it at once."""
     source = installation.bin_directory.parent
+    package = source.parent
+    pieces = [source / name for name in ("bin", "lib", "share")]
+    # A wheel's repaired libraries lie beside its package (Linux) or in it (macOS), and are found by relative
+    # path.
+    pieces += [package.with_name(f"{package.name}.libs"), package / ".dylibs"]
     try:
-        target.parent.mkdir(mode=0o755, exist_ok=True)
+        if not target.parent.exists():
+            target.parent.mkdir()
+            target.parent.chmod(0o755)  # whatever the umask is
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     except OSError:
         return False
     try:
-        for name in ("bin", "lib", "share"):
-            if (source / name).is_dir():
-                shutil.copytree(source / name, scratch / name, ignore=shutil.ignore_patterns("*.a", "pgxs"))
+        for piece in filter(Path.is_dir, pieces):
+            copied = scratch / piece.relative_to(package.parent)
+            shutil.copytree(piece, copied, ignore=shutil.ignore_patterns("*.a", "pgxs"))
         for path in (scratch, *scratch.rglob("*")):
             if not path.is_symlink():
                 executable = path.is_dir() or path.parent.name == "bin" or ".so" in path.name

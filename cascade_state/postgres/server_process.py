@@ -12,14 +12,11 @@ Source: PostgreSQL manual, "Starting the Database Server", "Shutting Down the Se
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import shutil
 import signal
-import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +28,7 @@ from cascade_state.postgres.postmaster import (
     adopt_child,
     forget_stale_file,
     is_alive,
+    last_postmaster,
     read_postmaster,
 )
 from cascade_state.postgres.server_identity import (
@@ -39,6 +37,7 @@ from cascade_state.postgres.server_identity import (
     identity_for,
     reachable_installation,
 )
+from cascade_state.postgres.server_sockets import PORT, make_socket_directory, remove_sockets
 
 __all__ = ["SUPERUSER", "ServerFailed", "ServerProcess", "StopMode"]
 
@@ -46,9 +45,6 @@ StopMode = Literal["smart", "fast", "immediate"]
 SUPERUSER = "postgres"
 
 _POLL_SECONDS = 0.002
-_SHORT_PARENT = Path("/tmp")  # noqa: S108 - TMPDIR may be long; what is made there is checked
-_PORT = 5432  # names the socket file only; the directory is the server's own
-_SOCKET_PATH_LIMIT = 100  # bytes; sun_path holds 104 on BSD and macOS, 108 on Linux, with the final NUL
 _LOG_LIMIT = 16 * 1024 * 1024
 _LOG_TAIL = 4096
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -122,9 +118,7 @@ class ServerProcess:
                 self._initialise(programs, identity, timeout)
             return self._launch(programs, identity, deadline)
         except (OSError, LookupError) as exc:
-            raise ServerFailed(
-                f"PostgreSQL cannot be started in {self.directory}: {exc}", self._log_tail()
-            ) from exc
+            raise ServerFailed(f"PostgreSQL cannot be started in {self.directory}: {exc}", self._log_tail()) from exc
 
     def stop(self, *, mode: StopMode = "fast", timeout: float = 60.0) -> None:
         """Returns when the server is gone; does nothing when there is none.
@@ -135,13 +129,16 @@ class ServerProcess:
         """
         running = self.running()
         if running is None:
+            killed = last_postmaster(self.data_directory)
+            if killed is not None:
+                remove_sockets(Path(killed.socket_directory))
             return
         for number, patience in ((_SIGNALS[mode], timeout), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
             if self._signal_and_wait(running.process_id, number, patience):
                 break
         else:
             raise ServerFailed(f"server process {running.process_id} does not end", self._log_tail())
-        self._remove_socket_directory(running)
+        remove_sockets(Path(running.socket_directory))
 
     def kill(self) -> None:
         """Ends the server's first process with SIGKILL, as a crash would; its sessions break off at once."""
@@ -183,17 +180,23 @@ class ServerProcess:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _launch(self, programs: Installation, identity: ServerIdentity, deadline: float) -> Postmaster:
+        sockets = make_socket_directory(self.directory, identity)
+        try:
+            return self._await_ready(programs, identity, sockets, deadline)
+        except BaseException:
+            remove_sockets(sockets)
+            raise
+
+    def _await_ready(
+        self, programs: Installation, identity: ServerIdentity, sockets: Path, deadline: float
+    ) -> Postmaster:
         while True:
             forget_stale_file(self.data_directory)
             begin = self._rotate_log()
-            child = self._spawn(programs, identity)
+            child = self._spawn(programs, identity, sockets)
             while child.poll() is None:
                 running = self.running()
-                if (
-                    running is not None
-                    and running.process_id == child.pid
-                    and running.status in ("ready", "standby")
-                ):
+                if running is not None and running.process_id == child.pid and running.status in ("ready", "standby"):
                     return running
                 try:
                     self._pause(deadline, "the server was not ready in time")
@@ -204,25 +207,21 @@ class ServerProcess:
             # The former server was killed and one of its sessions has not noticed yet. LC_ALL=C keeps this
             # English.
             if "is still in use" not in self._log_tail(begin):
-                raise ServerFailed(
-                    f"the server ended at once (exit code {child.returncode})", self._log_tail(begin)
-                )
+                raise ServerFailed(f"the server ended at once (exit code {child.returncode})", self._log_tail(begin))
             self._pause(deadline, "processes of the former server still run")
 
-    def _spawn(self, programs: Installation, identity: ServerIdentity) -> subprocess.Popen[bytes]:
+    def _spawn(self, programs: Installation, identity: ServerIdentity, sockets: Path) -> subprocess.Popen[bytes]:
         settings = {
             "listen_addresses": "",
-            "unix_socket_directories": str(_socket_directory(self.directory, identity)),
-            "port": str(_PORT),
+            "unix_socket_directories": str(sockets),
+            "port": str(PORT),
             **self._settings,
         }
         command = [str(programs.postgres), "-D", data_directory_argument(self.data_directory, identity)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         # Statements that fail are in the log, with their values.
-        with open(
-            os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab"
-        ) as log:
+        with open(os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as log:
             child = subprocess.Popen(  # noqa: S603 - programs of an installation
                 command,
                 stdin=subprocess.DEVNULL,
@@ -248,13 +247,6 @@ class ServerProcess:
                 return False
             time.sleep(_POLL_SECONDS)
         return True
-
-    def _remove_socket_directory(self, postmaster: Postmaster) -> None:
-        directory = Path(postmaster.socket_directory)
-        for name in (f".s.PGSQL.{postmaster.port}", f".s.PGSQL.{postmaster.port}.lock"):
-            (directory / name).unlink(missing_ok=True)  # a killed server leaves them
-        with contextlib.suppress(OSError):
-            directory.rmdir()
 
     def _pause(self, deadline: float, reason: str) -> None:
         if time.monotonic() >= deadline:
@@ -287,28 +279,3 @@ def _locale_options(version: int) -> tuple[str, ...]:
     if version >= 17:
         return ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
     return ("--locale=C",)
-
-
-def _socket_directory(directory: Path, identity: ServerIdentity) -> Path:
-    """Returns a short directory that only the server's user can enter; the same at each start."""
-    real = directory.resolve()
-    name = f"cascade_state-{hashlib.sha256(f'{identity.user_id}:{real}'.encode()).hexdigest()[:12]}"
-    for parent in dict.fromkeys((Path(tempfile.gettempdir()), _SHORT_PARENT)):
-        path = parent / name
-        if len(os.fsencode(path / f".s.PGSQL.{_PORT}.lock")) >= _SOCKET_PATH_LIMIT or not identity.can_write(
-            parent
-        ):
-            continue
-        try:
-            path.mkdir(mode=0o700)
-            identity.own(path)
-        except FileExistsError:
-            facts = path.lstat()
-            private = stat.S_ISDIR(facts.st_mode) and not facts.st_mode & 0o077
-            if (
-                not private or facts.st_uid != identity.user_id
-            ):  # somebody else's; names in /tmp can be guessed
-                path = Path(tempfile.mkdtemp(dir=parent, prefix="cascade_state-"))
-                identity.own(path)
-        return path
-    raise PermissionError(f"no short directory for sockets that user {identity.user_id} can write")

@@ -151,9 +151,7 @@ class SharedServer:
         installation = find_installation(version, system_only=self._system_only)
         if installation is None:
             wanted = f"PostgreSQL {version}" if version else "PostgreSQL"
-            where = (
-                "on this system" if self._system_only else "in the wheel (extra 'embedded') or on this system"
-            )
+            where = "on this system" if self._system_only else "in the wheel (extra 'embedded') or on this system"
             raise ServerFailed(f"{wanted} was not found {where}")
         return installation
 

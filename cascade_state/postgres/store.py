@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from cascade_state.abc.capabilities import Capabilities
 from cascade_state.abc.completion import run_to_completion
+from cascade_state.abc.guards import Stage
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.store import Isolation, Store
 from cascade_state.errors import UsageError
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["PostgresStore"]
 
 _KEPT_CONNECTIONS = 4  # enough for every line of coalesced operations to have one in flight
-# A kept connection serves many callers, so it must not wait long for a row that one of them contends for; see StoreExecutor.
+# A kept connection serves many callers, so it must not wait long for a row that one of them contends for; see
+# StoreExecutor.
 _KEPT_SETTINGS = {"lock_timeout": "200ms"}
 
 
@@ -57,7 +59,7 @@ class PostgresStore(Store):
     @property
     def url(self) -> str:
         """The address, without its password; that of the embedded server once it runs."""
-        if self._server is not None and self._server.is_running:
+        if self._server is not None and self._guard.stage is Stage.OPEN:
             return self._server.url
         return shown_url(self._given_url)
 
@@ -130,9 +132,7 @@ class PostgresStore(Store):
             await asyncio.to_thread(self._server.stop)
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> OwnUnitOfWork:
-        return OwnUnitOfWork(
-            self.options, self._statements, self._engine, isolation=isolation, read_only=read_only
-        )
+        return OwnUnitOfWork(self.options, self._statements, self._engine, isolation=isolation, read_only=read_only)
 
     def _enlist(
         self, session_or_connection: AsyncSession | AsyncConnection

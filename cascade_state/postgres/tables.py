@@ -186,9 +186,7 @@ flow_instances = Table(
     _instant("updated_at"),
     _instant("completed_at", nullable=True),
     PrimaryKeyConstraint("partition_id", "flow_instance_id"),
-    ForeignKeyConstraint(
-        ["flow_id", "flow_version"], ["flow_definitions.flow_id", "flow_definitions.version"]
-    ),
+    ForeignKeyConstraint(["flow_id", "flow_version"], ["flow_definitions.flow_id", "flow_definitions.version"]),
     _one_of(
         "status",
         "INITIALIZING",
@@ -203,12 +201,8 @@ flow_instances = Table(
     # else that is indexed, then stay heap-only updates. A range of updated_at is a filter over one of these
     # orders.
     Index("ix_flow_instances_created", "created_at", "flow_instance_id"),  # lists without a filter
-    Index(
-        "ix_flow_instances_status", "status", "created_at", "flow_instance_id"
-    ),  # lists and counts by status
-    Index(
-        "ix_flow_instances_flow", "flow_id", "created_at", "flow_instance_id"
-    ),  # lists of one definition, use of it
+    Index("ix_flow_instances_status", "status", "created_at", "flow_instance_id"),  # lists and counts by status
+    Index("ix_flow_instances_flow", "flow_id", "created_at", "flow_instance_id"),  # lists of one definition, use of it
     Index(
         "ix_flow_instances_live",  # claims: oldest first, passing over those that have ended
         "created_at",
@@ -222,9 +216,7 @@ flow_instances = Table(
         postgresql_where=text("completed_at IS NOT NULL"),
     ),
     Index("ix_flow_instances_root", "root_id"),  # whole families, for purge
-    Index(
-        "ix_flow_instances_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")
-    ),  # children
+    Index("ix_flow_instances_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),  # children
     Index(
         "ix_flow_instances_business_key",  # exact within a definition, and prefixes with or without one
         "business_key",
@@ -337,9 +329,7 @@ flow_events = Table(
     Column("recorded_xid", XID8(), nullable=False, server_default=text("pg_current_xact_id()")),
     PrimaryKeyConstraint("partition_id", "flow_instance_id", "sequence"),
     _of_instance(),
-    Index(
-        "ix_flow_events_feed", "recorded_xid", "flow_instance_id", "sequence"
-    ),  # the feed of all partitions
+    Index("ix_flow_events_feed", "recorded_xid", "flow_instance_id", "sequence"),  # the feed of all partitions
     Index(
         "ix_flow_events_partition_feed",  # the feed of one partition
         "partition_id",
@@ -391,9 +381,7 @@ correlations = Table(
         "expires_at",
         postgresql_where=text("status IN ('NEW', 'WAITING') AND expires_at IS NOT NULL"),
     ),
-    Index(
-        "ix_correlations_new", "correlation_key", postgresql_where=text("status = 'NEW'")
-    ),  # left by a crash
+    Index("ix_correlations_new", "correlation_key", postgresql_where=text("status = 'NEW'")),  # left by a crash
     info={
         "distribution": _COLOCATED,
         "storage": {
@@ -412,9 +400,7 @@ early_events = Table(
     _text("event_id"),
     _json("payload"),
     _text("mode"),
-    _text(
-        "status"
-    ),  # NEW: not matched yet; KEPT: waits for a waiter; SEEN: remembered for deduplication; DEAD
+    _text("status"),  # NEW: not matched yet; KEPT: waits for a waiter; SEEN: remembered for deduplication; DEAD
     _instant("published_at"),
     _bigint("ordinal"),
     _instant("expires_at"),
@@ -422,12 +408,8 @@ early_events = Table(
     PrimaryKeyConstraint("partition_id", "correlation_key", "event_id"),
     _one_of("mode", "first", "fifo", "broadcast"),
     _one_of("status", "NEW", "KEPT", "SEEN", "DEAD"),
-    Index(
-        "ix_early_events_expiring", "expires_at", postgresql_where=text("status <> 'DEAD'")
-    ),  # what to forget
-    Index(
-        "ix_early_events_new", "correlation_key", postgresql_where=text("status = 'NEW'")
-    ),  # left by a crash
+    Index("ix_early_events_expiring", "expires_at", postgresql_where=text("status <> 'DEAD'")),  # what to forget
+    Index("ix_early_events_new", "correlation_key", postgresql_where=text("status = 'NEW'")),  # left by a crash
     Index(
         "ix_early_events_dead",  # the list of dead letters
         "published_at",

@@ -24,6 +24,7 @@ from cascade_state.model.timers import WORN_OUT, Timer, TimerStatus
 from cascade_state.postgres.direct import Record, Statement
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.operations import Operation
+from cascade_state.postgres.statements import timer_lists
 from cascade_state.postgres.statements import timers as statements
 from cascade_state.postgres.statements.parameters import columns
 from cascade_state.postgres.timer_rows import scheduled_timer, timer_from_record, timers_from_records
@@ -56,7 +57,12 @@ class _Schedule(Operation[PlannedTimer]):
             for timer in items
         ]
         return _prepared(
-            "timer", statements.TIMER_COLUMNS, rows, executor, statements.SCHEDULE_ONE, statements.SCHEDULE_EACH
+            "timer",
+            statements.TIMER_COLUMNS,
+            rows,
+            executor,
+            statements.SCHEDULE_ONE,
+            statements.SCHEDULE_EACH,
         )
 
 
@@ -116,7 +122,7 @@ class PostgresTimers(Timers):
         raise TransactionAborted(reason="a timer of the same idempotency key kept coming and going")
 
     async def _existing(self, timer: PlannedTimer) -> Timer | None:
-        """Returns the timer that is there already, or raises why there can be none; None: it went meanwhile."""
+        """Returns the timer that is there already (None: it went meanwhile), or raises why none can be."""
         values = {
             "partition_id": self._executor.partition_of(timer.timer_id),
             "timer_id": timer.timer_id,
@@ -157,7 +163,7 @@ class PostgresTimers(Timers):
             )
             living = [record for record in records if record["status"] == TimerStatus.CLAIMED]
             claimed += _decodable(living)
-            # Fewer than asked for: nothing more is due. As many, and all of them usable: that was all that was wanted.
+            # Fewer than asked for: nothing more is due. As many, and none of them dead: all that was wanted.
             if len(records) < wanted or len(living) == len(records):
                 claimed.sort(key=lambda timer: (timer.due_at, timer.timer_id))
                 return claimed
@@ -216,7 +222,7 @@ class PostgresTimers(Timers):
         return await self._one(statements.FIND, self._identity(timer_id))
 
     async def _next_due_at(self) -> datetime | None:
-        records = await self._executor.fetch(statements.NEXT_DUE_AT, {})
+        records = await self._executor.fetch(timer_lists.NEXT_DUE_AT, {})
         next_due_at: datetime | None = records[0]["next_due_at"]
         return next_due_at
 
@@ -228,12 +234,10 @@ class PostgresTimers(Timers):
             "flow_instance_id": flow_instance_id,
             "limit": limit,
         }
-        return await self._listed(
-            statements.LIST_FOR_INSTANCE, statements.LIST_FOR_INSTANCE_BEHIND, values, after
-        )
+        return await self._listed(timer_lists.LIST_FOR_INSTANCE, timer_lists.LIST_FOR_INSTANCE_BEHIND, values, after)
 
     async def _list_dead(self, limit: int, after: tuple[datetime, UUID] | None) -> list[Timer]:
-        return await self._listed(statements.LIST_DEAD, statements.LIST_DEAD_BEHIND, {"limit": limit}, after)
+        return await self._listed(timer_lists.LIST_DEAD, timer_lists.LIST_DEAD_BEHIND, {"limit": limit}, after)
 
     async def _listed(
         self,
@@ -260,7 +264,7 @@ class PostgresTimers(Timers):
 
 
 def _decodable(records: Sequence[Record]) -> list[Timer]:
-    """Returns the timers that can be decoded. One that cannot stays claimed, and dies when its attempts are used up."""
+    """Returns the timers that can be decoded; one that cannot stays claimed until its attempts are used."""
     timers: list[Timer] = []
     for record in records:
         try:

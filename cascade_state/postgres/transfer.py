@@ -113,7 +113,10 @@ async def import_(executor: Executor, document: ExportDocument) -> FlowInstance:
     first = document.flows[0].instance
     records = await executor.fetch(
         statements.FIND_IMPORTED,
-        {"partition_id": executor.partition_of(first.flow_instance_id), "flow_instance_id": first.flow_instance_id},
+        {
+            "partition_id": executor.partition_of(first.flow_instance_id),
+            "flow_instance_id": first.flow_instance_id,
+        },
     )
     return instance_from_record(records[0])
 

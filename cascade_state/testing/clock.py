@@ -12,7 +12,7 @@ _START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 class FrozenClock:
-    """Tells the instant it was set to; `open_store(…, clock=FrozenClock())` makes all of a store's time, SQL included, obey."""
+    """Tells the instant it was set to; a store opened with `clock=` obeys it in everything, SQL included."""
 
     def __init__(self, start: datetime = _START) -> None:
         self._now = check_instant(start, "start")

@@ -79,14 +79,13 @@ async def ensure_template(
 
 
 async def _lead(key: tuple[str, str], attempt: concurrent.futures.Future[None], work: Any) -> None:
+    outcome: BaseException | None = None
     try:
         await work
     except BaseException as exc:
         shared = isinstance(exc, Exception) and not isinstance(exc, TemplateBusy)
-        outcome: BaseException | None = exc if shared else _AttemptAbandonedError()
+        outcome = exc if shared else _AttemptAbandonedError()
         raise
-    else:
-        outcome = None
     finally:
         with _attempts_lock:
             del _attempts[key]

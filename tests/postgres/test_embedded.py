@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from cascade_state.postgres.embedded import EmbeddedServer
 from cascade_state.postgres.file_lock import FileLock
 from cascade_state.postgres.postmaster import read_postmaster
 from cascade_state.postgres.server_identity import ServerIdentity, identity_for, reachable_installation
+from cascade_state.postgres.server_process import ServerProcess
+from cascade_state.postgres.shared_server import socket_url
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 30.0
@@ -52,6 +55,14 @@ print(server.start(), flush=True)
 if sys.stdin.readline().strip() != "exit":
     server.stop()
 """
+
+
+def sockets_of(directory: Path) -> Path:
+    """Where the server's sockets were at the last start."""
+    written = (directory / "pgdata" / "postmaster.opts").read_text()
+    found = re.search(r"unix_socket_directories=([^\"]+)", written)
+    assert found
+    return Path(found.group(1))
 
 
 @pytest.fixture
@@ -301,6 +312,15 @@ def test_after_a_crash_the_data_are_there_under_the_same_url(directory: Path) ->
         assert query(url, "SELECT value FROM kept") == 42
 
 
+def test_leaving_a_server_that_was_killed_leaves_no_sockets(directory: Path) -> None:
+    server = EmbeddedServer(directory)
+    server.start()
+    server.crash()
+    assert sockets_of(directory).exists()
+    server.stop()
+    assert not sockets_of(directory).exists()
+
+
 def test_restart_and_interrupt_keep_url_and_data(directory: Path) -> None:
     with EmbeddedServer(directory) as server:
         url = server.url
@@ -354,12 +374,19 @@ def test_a_start_waits_for_orphans_of_the_killed_server(directory: Path) -> None
 def test_the_process_id_of_a_dead_server_may_be_somebody_elses_now(directory: Path) -> None:
     with EmbeddedServer(directory) as server:
         server.crash()
-        stale = directory / "pgdata" / "postmaster.pid"
-        lines = stale.read_text().splitlines()
-        lines[0] = str(os.getpid())
-        stale.write_text("\n".join(lines))
-        server.start()
-        assert query(server.url, "SELECT 1") == 1
+        # Of the same user: the server itself would take this one for its former self and refuse to start.
+        options = identity_for(directory / "pgdata").subprocess_options()
+        other = subprocess.Popen([shutil.which("sleep") or "sleep", str(WAIT)], cwd="/", **options)
+        try:
+            stale = directory / "pgdata" / "postmaster.pid"
+            lines = stale.read_text().splitlines()
+            stale.write_text("\n".join([str(other.pid), *lines[1:]]))
+            server.start()
+            assert query(server.url, "SELECT 1") == 1
+            assert other.poll() is None
+        finally:
+            other.kill()
+            other.wait(WAIT)
 
 
 def test_a_start_that_fails_tells_the_log_and_holds_nothing(directory: Path) -> None:
@@ -373,6 +400,7 @@ def test_a_start_that_fails_tells_the_log_and_holds_nothing(directory: Path) -> 
         server.start()
     assert "no_such_setting_at_all" in caught.value.log_tail
     assert "no_such_setting_at_all" not in str(caught.value)
+    assert not sockets_of(directory).exists()
     settings.write_bytes(good)
     server.start()
     assert query(server.url, "SELECT 1") == 1
@@ -429,9 +457,14 @@ def closed_installation(tmp_path: Path) -> Installation:
     found = find_installation(16)
     assert found is not None
     tmp_path.chmod(0o700)
-    for name in ("bin", "lib", "share"):
-        shutil.copytree(found.bin_directory.parent / name, tmp_path / "programs" / name)
-    return Installation(version=16, bin_directory=tmp_path / "programs" / "bin")
+    package = found.bin_directory.parents[1]
+    copy = shutil.copytree(
+        package, tmp_path / package.name, ignore=shutil.ignore_patterns("pginstall18", "include")
+    )
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, tmp_path / libraries.name)
+    return Installation(version=16, bin_directory=copy / found.bin_directory.relative_to(package))
 
 
 @root_only
@@ -445,14 +478,12 @@ def test_programs_out_of_reach_are_copied_once(
     made_at = copy.postgres.stat().st_ctime_ns
     assert reachable_installation(closed_installation, identity) == copy
     assert copy.postgres.stat().st_ctime_ns == made_at
-    answer = subprocess.run(
-        [copy.postgres, "--version"],
-        check=True,
-        capture_output=True,
-        text=True,
-        **identity.subprocess_options(),
-    )
-    assert "(PostgreSQL) 16" in answer.stdout
+    process = ServerProcess(open_directory / "server")
+    try:
+        running = process.start(closed_installation, timeout=WAIT)
+        assert query(socket_url(running, "postgres"), "SHOW server_version").startswith("16.")
+    finally:
+        process.stop(mode="immediate")
 
 
 @root_only
@@ -529,16 +560,47 @@ os._exit(0)
         parent.communicate(timeout=WAIT)  # ends the child through its standard input
 
 
-def test_a_lock_file_that_was_removed_is_not_a_lock(tmp_path: Path) -> None:
-    first, second, third = (FileLock(tmp_path / "lock") for _ in range(3))
+def test_a_lock_file_that_was_removed_is_not_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    really_open = FileLock._open
+    removed: list[Path] = []
+
+    def open_and_lose(lock: FileLock, create: bool) -> int | None:
+        descriptor = really_open(lock, create)
+        if not removed:  # the last holder removes the file between our opening and locking it
+            lock.path.unlink()
+            removed.append(lock.path)
+        return descriptor
+
+    monkeypatch.setattr(FileLock, "_open", open_and_lose)
     assert first.acquire()
+    assert removed
+    assert not second.acquire(timeout=0)
+    first.release()
+    assert second.acquire(timeout=0)
+    second.release()
+
+
+def test_a_lock_waits_for_its_holder(tmp_path: Path) -> None:
+    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert first.acquire()
+    assert not second.acquire(timeout=0.02)
     waiting = threading.Thread(target=lambda: second.acquire(timeout=WAIT))
     waiting.start()
-    (tmp_path / "lock").unlink()
     first.release()
     waiting.join(WAIT)
     assert second.held
+    second.release()
+
+
+def test_shared_holders_keep_an_exclusive_one_out(tmp_path: Path) -> None:
+    first, second, third = (FileLock(tmp_path / "lock") for _ in range(3))
+    assert first.acquire(shared=True)
+    assert second.acquire(shared=True, timeout=0)
+    assert not third.acquire(timeout=0)
+    first.release()
     assert not third.acquire(timeout=0)
     second.release()
     assert third.acquire(timeout=0)
     third.release()
+    assert not FileLock(tmp_path / "missing").acquire(timeout=0, create=False)

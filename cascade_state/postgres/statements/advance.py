@@ -1,22 +1,38 @@
 """The advance: everything that one step of a flow writes, as one statement.
 
-The statement is a chain of data-modifying CTEs. `flow` holds the flows to advance: one row of scalars, or, for a batch, a row
-for each. `held_timers` and `held_deliveries` lock the rows that are to be acknowledged and whose token is current; `ready` keeps
-the flows for which all of them are. `advanced` then updates the flows whose version (and lease) is current, or inserts new
-ones, and every other CTE joins `advanced`: where the flow was not written, nothing is. So a stale writer changes nothing, and the
-caller sees it by the record that is missing.
+The statement is a chain of data-modifying CTEs. `flow` holds the flows to advance: one row of scalars, or,
+for a batch, a row for each. `held_timers` and `held_deliveries` lock the rows that are to be acknowledged and
+whose token is current; `ready` keeps the flows for which all of them are. `advanced` then updates the flows
+whose version (and lease) is current, or inserts new ones, and every other CTE joins `advanced`: where the
+flow was not written, nothing is. So a stale writer changes nothing, and the caller sees it by the record that
+is missing.
 
-A statement contains only the parts that its plans need, so a plain step stays a small statement. There is one text for each
-combination (`Shape`), built when first needed. The cost does not depend on how many steps the flow has finished.
+A statement contains only the parts that its plans need, so a plain step stays a small statement. There is one
+text for each combination (`Shape`), built when first needed. The cost does not depend on how many steps the
+flow has finished.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Select, and_, case, delete, exists, func, literal_column, null, or_, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from cascade_state.postgres.direct import Statement
@@ -37,7 +53,6 @@ from cascade_state.postgres.statements.parameters import (
 from cascade_state.postgres.tables import (
     component_states,
     correlations,
-
     flow_definitions,
     flow_events,
     flow_instances,
@@ -118,7 +133,8 @@ PART_COLUMNS = {
 class Shape:
     """What a statement is for: new flows or stored ones, one or a batch, and the parts that it writes.
 
-    `parts` names parts of `PART_COLUMNS`, and "terminal" and "lease" where a flow ends or is written under its lease.
+    `parts` names parts of `PART_COLUMNS`, and "terminal" and "lease" where a flow ends or is written under
+    its lease.
     """
 
     is_new: bool
@@ -126,7 +142,7 @@ class Shape:
     parts: frozenset[str]
 
 
-@lru_cache(maxsize=None)
+@cache
 def advance_statement(shape: Shape) -> Statement:
     """Returns the statement of a shape.
 
@@ -175,40 +191,39 @@ class _Builder:
         """The flows whose acknowledged timers and deliveries are all held under a current lease."""
         conditions: list[ColumnElement[bool]] = []
         if "completed_timers" in self._shape.parts:
-            given = self._part("completed_timers")
-            held = (
-                select(given.c.item, timers.c.partition_id, timers.c.timer_id)
-                .join_from(
-                    given,
-                    timers,
-                    and_(timers.c.partition_id == given.c.partition_id, timers.c.timer_id == given.c.timer_id),
-                )
-                .where(timers.c.lease_token == given.c.token, timers.c.lease_holder.is_not(None))
-                .with_for_update(of=timers)
-            )
-            conditions.append(self._holds_all("held_timers", held, self._flow.c.timer_count))
+            held = self._held["timers"] = self._held_timers()
+            conditions.append(self._holds_all(held, self._flow.c.timer_count))
         if "completed_deliveries" in self._shape.parts:
-            given = self._part("completed_deliveries")
-            held = (
-                select(
-                    given.c.item,
-                    correlations.c.partition_id,
-                    correlations.c.correlation_key,
-                    correlations.c.flow_instance_id,
-                    correlations.c.step_id,
-                )
-                .join_from(given, correlations, _same_wait(correlations, given))
-                .where(correlations.c.lease_token == given.c.token, correlations.c.lease_holder.is_not(None))
-                .with_for_update(of=correlations)
-            )
-            conditions.append(self._holds_all("held_deliveries", held, self._flow.c.delivery_count))
+            held = self._held["deliveries"] = self._held_deliveries()
+            conditions.append(self._holds_all(held, self._flow.c.delivery_count))
         if not conditions:
             return self._flow
         return select(self._flow).where(*conditions).cte("ready")
 
-    def _holds_all(self, name: str, held: Select[Any], wanted: ColumnElement[int]) -> ColumnElement[bool]:
-        cte = self._held[name] = held.cte(name)
-        count = select(func.count()).select_from(cte).where(cte.c.item == self._flow.c.item).scalar_subquery()
+    def _held_timers(self) -> CTE:
+        given = self._part("completed_timers")
+        same = and_(timers.c.partition_id == given.c.partition_id, timers.c.timer_id == given.c.timer_id)
+        return (
+            select(given.c.item, timers.c.partition_id, timers.c.timer_id)
+            .join_from(given, timers, same)
+            .where(timers.c.lease_token == given.c.token, timers.c.lease_holder.is_not(None))
+            .with_for_update(of=timers)
+            .cte("held_timers")
+        )
+
+    def _held_deliveries(self) -> CTE:
+        given = self._part("completed_deliveries")
+        row = correlations.c
+        return (
+            select(given.c.item, row.partition_id, row.correlation_key, row.flow_instance_id, row.step_id)
+            .join_from(given, correlations, _same_wait(correlations, given))
+            .where(row.lease_token == given.c.token, row.lease_holder.is_not(None))
+            .with_for_update(of=correlations)
+            .cte("held_deliveries")
+        )
+
+    def _holds_all(self, held: CTE, wanted: ColumnElement[int]) -> ColumnElement[bool]:
+        count = select(func.count()).select_from(held).where(held.c.item == self._flow.c.item).scalar_subquery()
         return count == wanted
 
     # The flow itself
@@ -234,14 +249,15 @@ class _Builder:
             "updated_at": NOW,
         }
         if "terminal" in self._shape.parts:
-            # Timers that were scheduled since this statement's snapshot are invisible to the DELETE below. Whoever schedules
-            # one counts `timer_changes` up; where the row (read afresh under its lock) and the snapshot differ, the flow
-            # is not written, and the caller tries again with a new snapshot.
+            # Timers that were scheduled since this statement's snapshot are invisible to the DELETE below.
+            # Whoever schedules one counts `timer_changes` up; where the row (read afresh under its lock) and
+            # the snapshot differ, the flow is not written, and the caller tries again with a new snapshot.
             seen = flow_instances.alias("seen")
             unchanged = (
                 select(seen.c.timer_changes)
                 .where(
-                    seen.c.partition_id == ready.c.partition_id, seen.c.flow_instance_id == ready.c.flow_instance_id
+                    seen.c.partition_id == ready.c.partition_id,
+                    seen.c.flow_instance_id == ready.c.flow_instance_id,
                 )
                 .correlate(ready)
                 .scalar_subquery()
@@ -273,11 +289,13 @@ class _Builder:
             select(flow_definitions.c.flow_id, flow_definitions.c.version)
             .where(
                 exists().where(
-                    ready.c.flow_id == flow_definitions.c.flow_id, ready.c.flow_version == flow_definitions.c.version
+                    ready.c.flow_id == flow_definitions.c.flow_id,
+                    ready.c.flow_version == flow_definitions.c.version,
                 ),
                 flow_definitions.c.undeployed_at.is_(None),
             )
-            # The lock that the foreign key takes anyway, early: an undeployment under way is waited for and then seen.
+            # The lock that the foreign key takes anyway, early: an undeployment under way is waited for and
+            # then seen.
             .with_for_update(key_share=True, read=True)
             .cte("definitions")
         )
@@ -449,7 +467,7 @@ class _Builder:
         )
 
     def _complete_timers(self) -> None:
-        held, advanced = self._held["held_timers"], self._advanced
+        held, advanced = self._held["timers"], self._advanced
         self._delete(
             "completed_timers_rows",
             timers,
@@ -459,7 +477,7 @@ class _Builder:
         )
 
     def _complete_deliveries(self) -> None:
-        held, advanced = self._held["held_deliveries"], self._advanced
+        held, advanced = self._held["deliveries"], self._advanced
         self._delete(
             "completed_deliveries_rows",
             correlations,
@@ -507,7 +525,8 @@ class _Builder:
             literal_column("'NEW'", TEXT).label("status"),
             locked.c.written_at.label("created_at"),
             locked.c.expires_at,
-            # Above every token of an earlier wait of the same key, flow and step: it came with a lower version.
+            # Above every token of an earlier wait of the same key, flow and step: it came with a lower
+            # version.
             locked.c.version.op("<<")(literal_column("32")).label("lease_token"),
             *(null().cast(correlations.c[name].type).label(name) for name in _DELIVERY_COLUMNS),
             literal_column("false", BOOLEAN).label("timed_out"),

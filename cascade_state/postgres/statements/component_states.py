@@ -1,7 +1,7 @@
 """Statements about component states.
 
-A put has one of three forms: over whatever is there, only where nothing is, or only over a given version. Each is one
-statement, so the versions that it compares are those it writes over.
+A put has one of three forms: over whatever is there, only where nothing is, or only over a given version.
+Each is one statement, so the versions that it compares are those it writes over.
 """
 
 from __future__ import annotations
@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, and_, case, cast, delete, literal_column, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    delete,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from cascade_state.postgres.direct import Statement
@@ -41,6 +53,7 @@ __all__ = [
 ]
 
 _state = component_states.c
+_FIRST = literal_column("1", BIGINT)  # the version of a state that was not there, or had expired
 
 KEY_COLUMNS = {"partition_id": INTEGER, "flow_instance_id": UUID_VALUE, "step_id": TEXT}
 PUT_COLUMNS = {**KEY_COLUMNS, "state": JSON_DOCUMENT, "expires_at": INSTANT, "expected_version": BIGINT}
@@ -80,11 +93,15 @@ def _is_alive() -> ColumnElement[bool]:
 
 def _find(query: Select[Any]) -> Select[Any]:
     wanted = query.subquery("wanted")
-    return select(wanted.c.item, *state_columns()).join_from(wanted, component_states, _same_state(wanted)).where(_is_alive())
+    return (
+        select(wanted.c.item, *state_columns())
+        .join_from(wanted, component_states, _same_state(wanted))
+        .where(_is_alive())
+    )
 
 
 def _insert(query: Select[Any], *, only_new: bool) -> Select[Any]:
-    """Inserts states of flows that exist, over states that have expired and, unless `only_new`, over living ones."""
+    """Inserts states of stored flows, over expired states and, unless `only_new`, over living ones, too."""
     given = query.cte("given")
     flow = flow_instances
     rows = (
@@ -93,7 +110,7 @@ def _insert(query: Select[Any], *, only_new: bool) -> Select[Any]:
             given.c.flow_instance_id,
             given.c.step_id,
             given.c.state,
-            literal_column("1", BIGINT).label("version"),
+            _FIRST.label("version"),
             given.c.expires_at,
             NOW.label("updated_at"),
         )
@@ -101,7 +118,8 @@ def _insert(query: Select[Any], *, only_new: bool) -> Select[Any]:
             given,
             flow,
             and_(
-                flow.c.partition_id == given.c.partition_id, flow.c.flow_instance_id == given.c.flow_instance_id
+                flow.c.partition_id == given.c.partition_id,
+                flow.c.flow_instance_id == given.c.flow_instance_id,
             ),
         )
         # The lock that the foreign key takes anyway, early: a removal under way is waited for and then seen.
@@ -110,7 +128,7 @@ def _insert(query: Select[Any], *, only_new: bool) -> Select[Any]:
     statement = insert(component_states).from_select([column.name for column in rows.selected_columns], rows)
     new = statement.excluded
     expired = _state.expires_at <= new.updated_at
-    version = literal_column("1", BIGINT) if only_new else case((expired, literal_column("1", BIGINT)), else_=_state.version + 1)
+    version = _FIRST if only_new else case((expired, _FIRST), else_=_state.version + _FIRST)
     written = (
         statement.on_conflict_do_update(
             index_elements=["partition_id", "flow_instance_id", "step_id"],
@@ -138,7 +156,10 @@ def _replace(query: Select[Any]) -> Any:
         update(component_states)
         .where(_same_state(given), _state.version == given.c.expected_version, _is_alive())
         .values(
-            state=given.c.state, version=_state.version + 1, expires_at=given.c.expires_at, updated_at=NOW
+            state=given.c.state,
+            version=_state.version + _FIRST,
+            expires_at=given.c.expires_at,
+            updated_at=NOW,
         )
         .returning(given.c.item, _state.version, _state.updated_at)
     )
@@ -183,14 +204,18 @@ DIAGNOSE_PUT = Statement("component_states.diagnose_put", _diagnose_put)
 REMOVE = Statement(
     "component_states.remove",
     # Whether there was one is told as a reader would have seen it: an expired state goes, but was not there.
-    lambda: delete(component_states)
-    .where(_is_this(), _state.step_id == param("step_id", TEXT))
-    .returning(_is_alive().label("was_alive")),
+    lambda: (
+        delete(component_states)
+        .where(_is_this(), _state.step_id == param("step_id", TEXT))
+        .returning(_is_alive().label("was_alive"))
+    ),
 )
 LIST = Statement(
     "component_states.list_for_instance",
-    lambda: select(*state_columns())
-    .where(_is_this(), _state.step_id > param("after", TEXT), _is_alive())
-    .order_by(_state.step_id)
-    .limit(param("limit", BIGINT)),
+    lambda: (
+        select(*state_columns())
+        .where(_is_this(), _state.step_id > param("after", TEXT), _is_alive())
+        .order_by(_state.step_id)
+        .limit(param("limit", BIGINT))
+    ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -101,10 +101,7 @@ def _key(*names: str) -> tuple[ColumnElement[Any], ...]:
 
 def _same_wait(left: Any, right: Any) -> ColumnElement[bool]:
     return and_(
-        *(
-            left.c[name] == right.c[name]
-            for name in ("partition_id", "correlation_key", "flow_instance_id", "step_id")
-        )
+        *(left.c[name] == right.c[name] for name in ("partition_id", "correlation_key", "flow_instance_id", "step_id"))
     )
 
 
@@ -152,7 +149,7 @@ PUBLISH = Statement("correlations.publish", _publish)
 
 
 def _claim() -> Select[Any]:
-    """Claims deliveries, and tells whether there is something to sweep; one row without a delivery when none is free."""
+    """Claims deliveries, and tells whether there is something to sweep; one empty row when no delivery is free."""
     now = NOW
     free = (
         select(*_key("attempts"))
@@ -299,7 +296,11 @@ def _held_rows(*more: str) -> CTE:
     """The rows that are held under the given tokens, locked in one order."""
     given = _given()
     return (
-        select(*_key(*more)).join_from(given, wait, _is_held(given)).order_by(*_key()).with_for_update(of=wait).cte("held")
+        select(*_key(*more))
+        .join_from(given, wait, _is_held(given))
+        .order_by(*_key())
+        .with_for_update(of=wait)
+        .cte("held")
     )
 
 
@@ -366,7 +367,7 @@ _EVENT_COLUMNS = ("event_id", "payload", "mode", "published_at", "ordinal", "tim
 
 
 def _bury(buried: CTE) -> Select[Any]:
-    """Makes dead letters of deliveries; their waits wait again, those of worn-out time-outs go. Under the keys' locks."""
+    """Makes dead letters of deliveries; their waits wait again, those of worn-out time-outs go."""
     letters = select(
         buried.c.partition_id,
         buried.c.correlation_key,
@@ -382,7 +383,10 @@ def _bury(buried: CTE) -> Select[Any]:
     statement = insert(event).from_select([column.name for column in letters.selected_columns], letters)
     dead = statement.on_conflict_do_update(
         index_elements=["partition_id", "correlation_key", "event_id"],
-        set_={name: statement.excluded[name] for name in ("payload", "mode", "status", "published_at", "ordinal", "reason")},
+        set_={
+            name: statement.excluded[name]
+            for name in ("payload", "mode", "status", "published_at", "ordinal", "reason")
+        },
     ).cte("dead")
     waiting_again = (
         update(wait)
@@ -454,7 +458,7 @@ CANCEL = Statement(
 # Lists
 
 
-@lru_cache(maxsize=None)
+@cache
 def list_waiting_statement(*, continued: bool) -> Statement:
     """Returns the statement that lists the waits of a key, oldest first."""
     return Statement("correlations.list_waiting", lambda: _list_waiting(continued))
@@ -462,7 +466,9 @@ def list_waiting_statement(*, continued: bool) -> Statement:
 
 def _list_waiting(continued: bool) -> Select[Any]:
     order = (wait.c.created_at, wait.c.flow_instance_id, wait.c.step_id)
-    query = select(wait.c.correlation_key, wait.c.flow_instance_id, wait.c.step_id, wait.c.created_at, wait.c.expires_at).where(
+    query = select(
+        wait.c.correlation_key, wait.c.flow_instance_id, wait.c.step_id, wait.c.created_at, wait.c.expires_at
+    ).where(
         wait.c.partition_id == param("partition_id", INTEGER),
         wait.c.correlation_key == param("correlation_key", TEXT),
         _is_waiting(),
@@ -476,7 +482,7 @@ def _list_waiting(continued: bool) -> Select[Any]:
     return query.order_by(*order).limit(param("limit", BIGINT))
 
 
-@lru_cache(maxsize=None)
+@cache
 def list_dead_letters_statement(*, continued: bool) -> Statement:
     """Returns the statement that lists dead letters in the order of their publication."""
     return Statement("correlations.list_dead_letters", lambda: _list_dead_letters(continued))

@@ -14,7 +14,7 @@ __all__ = ["READ_BEHIND", "READ_FIRST", "event_columns"]
 
 _event = flow_events.c
 
-# An event whose transaction is below the oldest running one can be handed out: nobody can commit anything before it any more.
+# Below the oldest transaction that still runs: nobody can commit an event in front of these any more.
 _SETTLED = _event.recorded_xid < func.pg_snapshot_xmin(func.pg_current_snapshot())
 _FEED_ORDER = (_event.recorded_xid, _event.flow_instance_id, _event.sequence)
 
@@ -32,12 +32,7 @@ def event_columns() -> tuple[ColumnElement[Any], ...]:
 
 
 def _read(*conditions: ColumnElement[bool]) -> Any:
-    return (
-        select(*event_columns())
-        .where(_SETTLED, *conditions)
-        .order_by(*_FEED_ORDER)
-        .limit(param("limit", BIGINT))
-    )
+    return select(*event_columns()).where(_SETTLED, *conditions).order_by(*_FEED_ORDER).limit(param("limit", BIGINT))
 
 
 READ_FIRST = Statement("events.read_first", _read)

@@ -114,10 +114,12 @@ FIND_VERSION = Statement(
 )
 FIND_LATEST = Statement(
     "flow_definitions.find_latest",
-    lambda: select(*_definition_columns())
-    .where(_of_flow_id(), _is_visible())
-    .order_by(_definition.version.desc())
-    .limit(literal_column("1")),
+    lambda: (
+        select(*_definition_columns())
+        .where(_of_flow_id(), _is_visible())
+        .order_by(_definition.version.desc())
+        .limit(literal_column("1"))
+    ),
 )
 
 
@@ -139,17 +141,22 @@ def _list_latest() -> Select[Any]:
 LIST_LATEST = Statement("flow_definitions.list_latest", _list_latest)
 LIST_VERSIONS = Statement(
     "flow_definitions.list_versions",
-    lambda: select(*_definition_columns())
-    .where(_of_flow_id(), _definition.version > param("after", INTEGER), _is_visible())
-    .order_by(_definition.version)
-    .limit(param("limit", BIGINT)),
+    lambda: (
+        select(*_definition_columns())
+        .where(_of_flow_id(), _definition.version > param("after", INTEGER), _is_visible())
+        .order_by(_definition.version)
+        .limit(param("limit", BIGINT))
+    ),
 )
 
 # Undeploying
 
 
 def _lock_visible() -> Select[Any]:
-    """Locks the versions to be hidden. Flows that are being inserted hold their definition's row, so this waits for them."""
+    """Locks the versions to be hidden.
+
+    A flow that is being inserted holds a lock on its definition, so this waits for it, and the count sees it.
+    """
     version = param("version", INTEGER)
     return (
         select(_definition.version)
@@ -171,16 +178,20 @@ def _flows_of_versions() -> ColumnElement[bool]:
 LOCK_VISIBLE = Statement("flow_definitions.lock_visible", _lock_visible)
 COUNT_LIVING = Statement(
     "flow_definitions.count_living",
-    lambda: select(func.count().label("total"))
-    .select_from(flow_instances)
-    .where(_flows_of_versions(), flow_instances.c.completed_at.is_(None)),
+    lambda: (
+        select(func.count().label("total"))
+        .select_from(flow_instances)
+        .where(_flows_of_versions(), flow_instances.c.completed_at.is_(None))
+    ),
 )
 HIDE = Statement(
     "flow_definitions.hide",
-    lambda: update(flow_definitions)
-    .where(_of_flow_id(), _among_versions(_definition.version), _is_visible())
-    .values(undeployed_at=NOW)
-    .returning(_definition.version),
+    lambda: (
+        update(flow_definitions)
+        .where(_of_flow_id(), _among_versions(_definition.version), _is_visible())
+        .values(undeployed_at=NOW)
+        .returning(_definition.version)
+    ),
 )
 REMOVE_FLOWS = Statement(
     "flow_definitions.remove_flows",

@@ -5,10 +5,24 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import fields
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Select, Text, and_, bindparam, cast, exists, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from cascade_state.model.filters import FlowInstanceFilter
@@ -157,10 +171,11 @@ def _page(query: Select[Any], *, continued: bool) -> Select[Any]:
     return query.order_by(flow.c.created_at, flow.c.flow_instance_id).limit(param("limit", BIGINT))
 
 
-@lru_cache(maxsize=None)
+@cache
 def find_by_correlation_statement(*, continued: bool) -> Statement:
     """Returns the statement that finds the flows that wait for a key, or have a delivery of it."""
     return Statement("flow_instances.find_by_correlation", lambda: _find_by_correlation(continued))
+
 
 # Filters
 
@@ -199,7 +214,7 @@ def _conditions(shape: frozenset[str]) -> list[ColumnElement[bool]]:
     return [condition() for name, condition in offered.items() if name in shape]
 
 
-@lru_cache(maxsize=None)
+@cache
 def list_statement(shape: frozenset[str], *, continued: bool) -> Statement:
     """Returns the statement of one page, from the start or behind (`after_at`, `after_id`)."""
     return Statement(
@@ -208,11 +223,12 @@ def list_statement(shape: frozenset[str], *, continued: bool) -> Statement:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def count_statement(shape: frozenset[str]) -> Statement:
     """Returns the statement that counts."""
     return Statement(
-        "flow_instances.count", lambda: select(func.count().label("total")).select_from(flow).where(*_conditions(shape))
+        "flow_instances.count",
+        lambda: select(func.count().label("total")).select_from(flow).where(*_conditions(shape)),
     )
 
 
@@ -227,7 +243,7 @@ def _free() -> ColumnElement[bool]:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def claim_statement(shape: frozenset[str]) -> Statement:
     """Returns the statement that claims free flows, oldest first."""
     return Statement("flow_instances.claim", lambda: _claim(shape))
@@ -335,12 +351,14 @@ DIAGNOSE_NEW = Statement(
 
 HISTORY = Statement(
     "flow_instances.history",
-    lambda: select(*event_columns())
-    .where(
-        flow_events.c.partition_id == param("partition_id", INTEGER),
-        flow_events.c.flow_instance_id == param("flow_instance_id", UUID_VALUE),
-        flow_events.c.sequence > param("after", BIGINT),
-    )
-    .order_by(flow_events.c.sequence)
-    .limit(param("limit", BIGINT)),
+    lambda: (
+        select(*event_columns())
+        .where(
+            flow_events.c.partition_id == param("partition_id", INTEGER),
+            flow_events.c.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+            flow_events.c.sequence > param("after", BIGINT),
+        )
+        .order_by(flow_events.c.sequence)
+        .limit(param("limit", BIGINT))
+    ),
 )

@@ -1,18 +1,33 @@
 """Matching events with waits: the second statement of publishing and of waiting.
 
-Publishing inserts an event, waiting inserts a wait, each under its key's lock, and each is followed by this same statement,
-which pairs what it finds under the key. Whoever commits the insert last sees the other one's row here, so no event is lost; rows
-are locked and looked at again before they are paired, so none is delivered twice.
+Publishing inserts an event, waiting inserts a wait, each under its key's lock, and each is followed by this
+same statement, which pairs what it finds under the key. Whoever commits the insert last sees the other one's
+row here, so no event is lost; rows are locked and looked at again before they are paired, so none is
+delivered twice.
 
-A row is NEW until a match has looked at it. One that stays NEW (its process died between the two statements) is healed by
-`claim_delivered`.
+A row is NEW until a match has looked at it. One that stays NEW (its process died between the two statements)
+is healed by `claim_delivered`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Select, and_, case, cast, exists, func, literal_column, or_, select, union_all, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Select,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.parameters import BIGINT, INTEGER, JSON_DOCUMENT, NOW, TEXT, relation
@@ -80,7 +95,10 @@ def _match(*, patient: bool) -> Select[Any]:
         .values(
             status=verdicts.c.verdict,
             # What is only remembered for deduplication needs no payload; a delivery has its own copy.
-            payload=case((verdicts.c.verdict == "SEEN", cast(literal_column("'null'"), JSON_DOCUMENT)), else_=event.c.payload),
+            payload=case(
+                (verdicts.c.verdict == "SEEN", cast(literal_column("'null'"), JSON_DOCUMENT)),
+                else_=event.c.payload,
+            ),
         )
         .cte("settled_events")
     )
@@ -94,7 +112,11 @@ def _match(*, patient: bool) -> Select[Any]:
 def _locked_keys(*, patient: bool) -> CTE:
     given = relation("key", KEY_COLUMNS).subquery("given")
     if patient:
-        return select(given, func.pg_advisory_xact_lock(given.c.lock_key).label("locked")).order_by(given.c.lock_key).cte("keys")
+        return (
+            select(given, func.pg_advisory_xact_lock(given.c.lock_key).label("locked"))
+            .order_by(given.c.lock_key)
+            .cte("keys")
+        )
     tried = select(given, func.pg_try_advisory_xact_lock(given.c.lock_key).label("locked")).cte("tried")
     return select(tried).where(tried.c.locked).cte("keys")
 
@@ -129,14 +151,17 @@ def _live_waits(keys: CTE) -> CTE:
             wait.c.created_at,
         )
         .join_from(keys, wait, _same_key(wait, keys))
-        .where(wait.c.status.in_(_texts("NEW", "WAITING")), or_(wait.c.expires_at.is_(None), wait.c.expires_at > NOW))
+        .where(
+            wait.c.status.in_(_texts("NEW", "WAITING")),
+            or_(wait.c.expires_at.is_(None), wait.c.expires_at > NOW),
+        )
         .with_for_update(of=wait)
         .cte("waits")
     )
 
 
 def _pairs(events: CTE, waits: CTE, broadcasts: CTE) -> CTE:
-    """Who gets what: a broadcast goes to every waiter of its key; otherwise the oldest event to the oldest waiter, and so on."""
+    """Who gets what: a broadcast goes to every waiter of its key; else the oldest event to the oldest waiter, …"""
     by_key = (waits.c.partition_id, waits.c.correlation_key)
     waiting = select(
         waits,

@@ -1,7 +1,7 @@
 """Parameters of statements: bound values, relations made of arrays, and the one clock.
 
-Arrays travel as text[] and are cast in the statement. text[] is the one array type that the driver knows without asking the
-server; any other costs several round trips at its first use on a connection.
+Arrays travel as text[] and are cast in the statement. text[] is the one array type that the driver knows without
+asking the server; any other costs several round trips at its first use on a connection.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = [
     "INSTANT",
     "INTEGER",
     "INTERVAL",
-    "JSON_DOCUMENT",
     "JSONB_DOCUMENT",
+    "JSON_DOCUMENT",
     "NOW",
     "TEXT",
     "UUID_VALUE",
@@ -60,7 +60,7 @@ INTERVAL: TypeEngine[Any] = Interval()
 JSON_DOCUMENT: TypeEngine[Any] = JSON()
 JSONB_DOCUMENT: TypeEngine[Any] = JSONB()
 
-# The instant of a statement: the store's clock when it has one, else the database's. STABLE, so it may stand in an UPDATE.
+# The instant of a statement: the store's clock when it has one, else the database's. STABLE: it may stand in an UPDATE.
 NOW: ColumnElement[datetime] = func.coalesce(bindparam("now", type_=INSTANT), func.statement_timestamp())
 
 

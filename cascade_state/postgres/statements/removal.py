@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, CTE, ColumnElement, Select, Text, and_, bindparam, delete, exists, func, not_, or_, select
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    not_,
+    or_,
+    select,
+)
 
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.parameters import BIGINT, INSTANT, INTEGER, TEXT, UUID_VALUE, param

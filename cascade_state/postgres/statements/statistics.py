@@ -12,7 +12,7 @@ from cascade_state.postgres.tables import correlations, early_events, flow_insta
 
 __all__ = ["STATISTICS"]
 
-# Written out rather than bound: the planner must recognise the partial indexes when it does not know the values.
+# Written out rather than bound: the planner must recognise the partial indexes without knowing the values.
 _PENDING = literal_column("'PENDING'", TEXT)
 _CLAIMED = literal_column("'CLAIMED'", TEXT)
 _DEAD = literal_column("'DEAD'", TEXT)
@@ -20,30 +20,31 @@ _DELIVERED = literal_column("'DELIVERED'", TEXT)
 
 
 def _statistics() -> Select[Any]:
-    """One row. Each figure reads one index, so the cost grows with what is counted and not with the size of the rows."""
+    """One row. Each figure reads one index: the cost grows with what is counted, not with what rows hold."""
     by_status = (
-        select(flow_instances.c.status, func.count().label("total")).group_by(flow_instances.c.status).subquery("by_status")
+        select(flow_instances.c.status, func.count().label("total"))
+        .group_by(flow_instances.c.status)
+        .subquery("by_status")
     )
     instances = select(func.json_object_agg(by_status.c.status, by_status.c.total)).scalar_subquery()
-    is_free = or_(timers.c.status == _PENDING, timers.c.lease_expires_at <= NOW)
-    overdue = timers.c.due_at <= NOW
-    living = (
-        select(
-            func.count().label("pending"),
-            func.count().filter(overdue, is_free).label("overdue"),
-            func.min(timers.c.due_at).filter(overdue, is_free).label("oldest_overdue_at"),
+    living = select(func.count()).select_from(timers).where(timers.c.status.in_((_PENDING, _CLAIMED)))
+    overdue = (
+        select(func.count().label("total"), func.min(timers.c.due_at).label("oldest"))
+        .where(
+            timers.c.status.in_((_PENDING, _CLAIMED)),
+            timers.c.due_at <= NOW,
+            or_(timers.c.status == _PENDING, timers.c.lease_expires_at <= NOW),
         )
-        .where(timers.c.status.in_((_PENDING, _CLAIMED)))
-        .subquery("living")
+        .subquery("overdue")
     )
     dead = select(func.count()).select_from(timers).where(timers.c.status == _DEAD)
     delivered = select(func.count()).select_from(correlations).where(correlations.c.status == _DELIVERED)
     dead_letters = select(func.count()).select_from(early_events).where(early_events.c.status == _DEAD)
     return select(
         cast(instances, Text).label("instances_by_status"),
-        living.c.pending.label("timers_pending"),
-        living.c.overdue.label("timers_overdue"),
-        living.c.oldest_overdue_at,
+        living.scalar_subquery().label("timers_pending"),
+        overdue.c.total.label("timers_overdue"),
+        overdue.c.oldest.label("oldest_overdue_at"),
         dead.scalar_subquery().label("timers_dead"),
         delivered.scalar_subquery().label("deliveries_pending"),
         dead_letters.scalar_subquery().label("dead_letters"),

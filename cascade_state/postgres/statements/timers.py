@@ -1,7 +1,8 @@
 """Statements about timers: scheduling, claiming under a lease, and giving back.
 
-Every write under a lease compares the token in the statement that writes. Statements that are all or nothing lock and count
-the rows first; they lock in the order of the key, so that two of them never wait for each other in a circle.
+Every write under a lease compares the token in the statement that writes. Statements that are all or nothing
+lock and count the rows first; they lock in the order of the key, so that two of them never wait for each
+other in a circle.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from sqlalchemy import (
     and_,
     case,
     cast,
+    column,
     delete,
     func,
     literal_column,
     null,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from cascade_state.model.timers import WORN_OUT
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.parameters import (
     BIGINT,
@@ -47,20 +47,19 @@ from cascade_state.postgres.tables import flow_instances, timers
 
 __all__ = [
     "CANCEL",
+    "CLAIMED",
     "CLAIM_DUE",
     "COMPLETE_ALL",
     "COMPLETE_EACH",
     "COMPLETE_ONE",
+    "DEAD",
     "DIAGNOSE_SCHEDULE",
     "FIND",
     "GIVE_UP",
     "HELD",
     "HELD_COLUMNS",
-    "LIST_DEAD",
-    "LIST_DEAD_BEHIND",
-    "LIST_FOR_INSTANCE",
-    "LIST_FOR_INSTANCE_BEHIND",
-    "NEXT_DUE_AT",
+    "ONE",
+    "PENDING",
     "RELEASE",
     "RENEW",
     "RESCHEDULE",
@@ -74,10 +73,11 @@ __all__ = [
 
 _timer = timers.c
 
-# Written out rather than bound: the planner must recognise the partial indexes when it does not know the values.
-_PENDING = literal_column("'PENDING'", TEXT)
-_CLAIMED = literal_column("'CLAIMED'", TEXT)
-_DEAD = literal_column("'DEAD'", TEXT)
+# Written out rather than bound: the planner must recognise the partial indexes without knowing the values.
+PENDING = literal_column("'PENDING'", TEXT)
+CLAIMED = literal_column("'CLAIMED'", TEXT)
+DEAD = literal_column("'DEAD'", TEXT)
+ONE = literal_column("1", INTEGER)
 
 _IDENTITY = {"partition_id": INTEGER, "timer_id": UUID_VALUE}
 HELD_COLUMNS = {**_IDENTITY, "token": BIGINT}
@@ -116,7 +116,8 @@ def _same_timer(given: Any) -> ColumnElement[bool]:
 
 def _this_timer() -> ColumnElement[bool]:
     return and_(
-        _timer.partition_id == param("partition_id", INTEGER), _timer.timer_id == param("timer_id", UUID_VALUE)
+        _timer.partition_id == param("partition_id", INTEGER),
+        _timer.timer_id == param("timer_id", UUID_VALUE),
     )
 
 
@@ -126,8 +127,9 @@ def _this_timer() -> ColumnElement[bool]:
 def _schedule(query: Select[Any]) -> Select[Any]:
     """Inserts timers of flows that have not ended.
 
-    The flow's row is updated first. So this waits for an advance of the flow that is under way and then sees whether it ended
-    the flow; and an advance that waits for this sees by `timer_changes` that there is a timer more to remove.
+    The flow's row is updated first. So this waits for an advance of the flow that is under way, and then sees
+    whether it ended the flow; and an advance that waits for this sees by `timer_changes` that there is one
+    more timer to remove.
     """
     given = query.cte("given")
     flow = flow_instances.c
@@ -138,7 +140,7 @@ def _schedule(query: Select[Any]) -> Select[Any]:
             flow.flow_instance_id == given.c.flow_instance_id,
             flow.completed_at.is_(None),
         )
-        .values(timer_changes=flow.timer_changes + 1)
+        .values(timer_changes=flow.timer_changes + ONE)
         .returning(flow.partition_id, flow.flow_instance_id)
         .cte("living")
     )
@@ -148,25 +150,26 @@ def _schedule(query: Select[Any]) -> Select[Any]:
         given.c.flow_instance_id,
         given.c.step_id,
         func.coalesce(given.c.due_at, NOW + given.c.after).label("due_at"),
-        _PENDING.label("status"),
+        PENDING.label("status"),
         literal_column("0", INTEGER).label("attempts"),
         given.c.max_attempts,
         given.c.payload,
     ).join_from(
         given,
         living,
-        and_(living.c.partition_id == given.c.partition_id, living.c.flow_instance_id == given.c.flow_instance_id),
+        and_(
+            living.c.partition_id == given.c.partition_id,
+            living.c.flow_instance_id == given.c.flow_instance_id,
+        ),
     )
     inserted = (
         insert(timers)
-        .from_select([column.name for column in rows.selected_columns], rows)
+        .from_select([item.name for item in rows.selected_columns], rows)
         .on_conflict_do_nothing(index_elements=["partition_id", "timer_id"])
         .returning(_timer.timer_id, _timer.due_at)
         .cte("inserted")
     )
-    return select(given.c.item, inserted.c.due_at).join_from(
-        given, inserted, inserted.c.timer_id == given.c.timer_id
-    )
+    return select(given.c.item, inserted.c.due_at).join_from(given, inserted, inserted.c.timer_id == given.c.timer_id)
 
 
 SCHEDULE_ONE = Statement("timers.schedule.one", lambda: _schedule(scalars("timer", TIMER_COLUMNS)))
@@ -200,36 +203,45 @@ DIAGNOSE_SCHEDULE = Statement("timers.diagnose_schedule", _diagnose_schedule)
 # Claiming
 
 
-def _claim_due() -> Select[Any]:
+def _claim_due() -> Any:
     """Claims due timers; those without an attempt left die instead. Returns both, in no order."""
-    due = (
+    locked = (
         select(_timer.partition_id, _timer.timer_id)
         .where(
-            _timer.status.in_((_PENDING, _CLAIMED)),
+            _timer.status.in_((PENDING, CLAIMED)),
             _timer.due_at <= NOW,
-            or_(_timer.status == _PENDING, _timer.lease_expires_at <= NOW),
+            or_(_timer.status == PENDING, _timer.lease_expires_at <= NOW),
         )
         .order_by(_timer.due_at, _timer.timer_id)
         .limit(param("limit", BIGINT))
         .with_for_update(skip_locked=True)
-        .cte("due")
+        .cte("locked")
+    )
+    # The planner takes a bound limit for a tenth of the table, and would read all of it to find the locked
+    # rows again. It takes an array for a few elements, and looks each of them up.
+    due = (
+        func.unnest(_array_of(locked.c.partition_id), _array_of(locked.c.timer_id))
+        .table_valued(column("partition_id", INTEGER), column("timer_id", UUID_VALUE))
+        .render_derived(name="due")
     )
     worn_out = _timer.attempts >= _timer.max_attempts
-    claimed = (
+    return (
         update(timers)
         .where(_same_timer(due))
         .values(
-            status=case((worn_out, _DEAD), else_=_CLAIMED),
-            lease_token=_timer.lease_token + 1,
+            status=case((worn_out, DEAD), else_=CLAIMED),
+            lease_token=_timer.lease_token + ONE,
             lease_holder=case((worn_out, null()), else_=param("holder", TEXT)),
             lease_expires_at=case((worn_out, null()), else_=NOW + param("lease_duration", INTERVAL)),
-            attempts=case((worn_out, _timer.attempts), else_=_timer.attempts + 1),
+            attempts=case((worn_out, _timer.attempts), else_=_timer.attempts + ONE),
             last_error=case((worn_out, param("worn_out", TEXT)), else_=_timer.last_error),
         )
         .returning(*timer_columns())
-        .cte("claimed")
     )
-    return select(claimed)
+
+
+def _array_of(selected: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.array(select(selected).scalar_subquery())
 
 
 CLAIM_DUE = Statement("timers.claim_due", _claim_due)
@@ -242,9 +254,7 @@ def _is_held(given: Any) -> ColumnElement[bool]:
 
 
 def _is_this_held() -> ColumnElement[bool]:
-    return and_(
-        _this_timer(), _timer.lease_token == param("token", BIGINT), _timer.lease_holder.is_not(None)
-    )
+    return and_(_this_timer(), _timer.lease_token == param("token", BIGINT), _timer.lease_holder.is_not(None))
 
 
 def _held(*, locked: bool) -> Select[Any]:
@@ -277,7 +287,7 @@ def _release() -> Select[Any]:
     released = (
         update(timers)
         .where(_same_timer(held), _all_of(held))
-        .values(status=_PENDING, lease_holder=null(), lease_expires_at=null())
+        .values(status=PENDING, lease_holder=null(), lease_expires_at=null())
         .cte("released")
     )
     return select(held.c.timer_id, held.c.lease_token).add_cte(released)
@@ -321,11 +331,11 @@ def _given_back(**values: Any) -> Update:
 RETRY = Statement(
     "timers.retry",
     lambda: _given_back(
-        status=case((_timer.attempts >= _timer.max_attempts, _DEAD), else_=_PENDING),
+        status=case((_timer.attempts >= _timer.max_attempts, DEAD), else_=PENDING),
         due_at=NOW + param("after", INTERVAL),
     ),
 )
-GIVE_UP = Statement("timers.give_up", lambda: _given_back(status=_DEAD))
+GIVE_UP = Statement("timers.give_up", lambda: _given_back(status=DEAD))
 
 # Without a lease
 
@@ -333,75 +343,28 @@ FIND = Statement("timers.find", lambda: select(*timer_columns()).where(_this_tim
 CANCEL = Statement("timers.cancel", lambda: delete(timers).where(_this_timer()).returning(_timer.timer_id))
 RESCHEDULE = Statement(
     "timers.reschedule",
-    lambda: update(timers)
-    .where(_this_timer())
-    .values(
-        due_at=param("due_at", INSTANT),
-        status=case((_timer.status == _DEAD, _DEAD), else_=_PENDING),
-        lease_token=_timer.lease_token + 1,
-        lease_holder=null(),
-        lease_expires_at=null(),
-    )
-    .returning(*timer_columns()),
+    lambda: (
+        update(timers)
+        .where(_this_timer())
+        .values(
+            due_at=param("due_at", INSTANT),
+            status=case((_timer.status == DEAD, DEAD), else_=PENDING),
+            lease_token=_timer.lease_token + ONE,
+            lease_holder=null(),
+            lease_expires_at=null(),
+        )
+        .returning(*timer_columns())
+    ),
 )
 REVIVE = Statement(
     "timers.revive",
-    lambda: update(timers)
-    .where(_this_timer())
-    .values(
-        status=case((_timer.status == _DEAD, _PENDING), else_=_timer.status),
-        attempts=case((_timer.status == _DEAD, literal_column("0", INTEGER)), else_=_timer.attempts),
-    )
-    .returning(*timer_columns()),
-)
-
-
-def _next_due_at() -> Select[Any]:
-    """The first pending timer, or the first lease to end among the claimed ones before it.
-
-    A claimed timer that is due later than the first pending one cannot come before it, so only the few claimed entries at
-    the start of the index are looked at.
-    """
-    pending = (
-        select(_timer.due_at)
-        .where(_timer.status == _PENDING)
-        .order_by(_timer.due_at, _timer.timer_id)
-        .limit(literal_column("1"))
-        .cte("pending")
-    )
-    first = select(pending.c.due_at).scalar_subquery()
-    claimed = (
-        select(func.min(func.greatest(_timer.due_at, _timer.lease_expires_at)))
-        .where(
-            _timer.status == _CLAIMED,
-            _timer.due_at < func.coalesce(first, literal_column("'infinity'::timestamptz", INSTANT)),
+    lambda: (
+        update(timers)
+        .where(_this_timer())
+        .values(
+            status=case((_timer.status == DEAD, PENDING), else_=_timer.status),
+            attempts=case((_timer.status == DEAD, literal_column("0", INTEGER)), else_=_timer.attempts),
         )
-        .scalar_subquery()
-    )
-    return select(func.least(first, claimed).label("next_due_at"))
-
-
-NEXT_DUE_AT = Statement("timers.next_due_at", _next_due_at)
-
-
-def _list(condition: ColumnElement[bool], *, continued: bool) -> Select[Any]:
-    query = select(*timer_columns()).where(condition)
-    if continued:
-        after = tuple_(param("after_at", INSTANT), param("after_id", UUID_VALUE))
-        query = query.where(tuple_(_timer.due_at, _timer.timer_id) > after)
-    return query.order_by(_timer.due_at, _timer.timer_id).limit(param("limit", BIGINT))
-
-
-def _of_instance() -> ColumnElement[bool]:
-    return and_(
-        _timer.partition_id == param("partition_id", INTEGER),
-        _timer.flow_instance_id == param("flow_instance_id", UUID_VALUE),
-    )
-
-
-LIST_FOR_INSTANCE = Statement("timers.list_for_instance", lambda: _list(_of_instance(), continued=False))
-LIST_FOR_INSTANCE_BEHIND = Statement(
-    "timers.list_for_instance.behind", lambda: _list(_of_instance(), continued=True)
+        .returning(*timer_columns())
+    ),
 )
-LIST_DEAD = Statement("timers.list_dead", lambda: _list(_timer.status == _DEAD, continued=False))
-LIST_DEAD_BEHIND = Statement("timers.list_dead.behind", lambda: _list(_timer.status == _DEAD, continued=True))

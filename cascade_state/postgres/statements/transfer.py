@@ -70,7 +70,9 @@ def _family() -> Select[Any]:
     )
 
 
-def _of_flows(table: Any, names: tuple[str, ...], documents: tuple[str, ...], partition: str = "partition_id") -> Select[Any]:
+def _of_flows(
+    table: Any, names: tuple[str, ...], documents: tuple[str, ...], partition: str = "partition_id"
+) -> Select[Any]:
     given = relation("flow", {"partition_id": INTEGER, "flow_instance_id": UUID_VALUE}).subquery("given")
     chosen = [
         cast(table.c[name], TEXT).label(name) if name in documents else table.c[name]
@@ -92,7 +94,10 @@ def _timers() -> Select[Any]:
 
 def _waits() -> Select[Any]:
     query = _of_flows(
-        correlations, ("correlation_key", "step_id", "created_at", "expires_at"), (), partition="flow_partition_id"
+        correlations,
+        ("correlation_key", "step_id", "created_at", "expires_at"),
+        (),
+        partition="flow_partition_id",
     )
     return query.where(correlations.c.status != literal_column("'DELIVERED'")).order_by(correlations.c.step_id)
 
@@ -154,7 +159,8 @@ IMPORT_DEFINITION = Statement("transfer.import_definition", _import_definition)
 STORED_DIGEST = Statement(
     "transfer.stored_digest",
     lambda: select(flow_definitions.c.digest).where(
-        flow_definitions.c.flow_id == param("flow_id", TEXT), flow_definitions.c.version == param("version", INTEGER)
+        flow_definitions.c.flow_id == param("flow_id", TEXT),
+        flow_definitions.c.version == param("version", INTEGER),
     ),
 )
 

@@ -1,0 +1,63 @@
+"""Statements that list timers, or tell when the next one is due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select, tuple_
+
+from cascade_state.postgres.direct import Statement
+from cascade_state.postgres.statements.parameters import BIGINT, INSTANT, INTEGER, UUID_VALUE, param
+from cascade_state.postgres.statements.timers import CLAIMED, DEAD, ONE, PENDING, timer_columns
+from cascade_state.postgres.tables import timers
+
+__all__ = ["LIST_DEAD", "LIST_DEAD_BEHIND", "LIST_FOR_INSTANCE", "LIST_FOR_INSTANCE_BEHIND", "NEXT_DUE_AT"]
+
+
+def _next_due_at() -> Select[Any]:
+    """The first pending timer, or the first lease to end among the claimed timers before it.
+
+    A claimed timer that is due later than the first pending one cannot come before it, so only the few
+    claimed entries at the start of the index are read.
+    """
+    pending = (
+        select(timers.c.due_at)
+        .where(timers.c.status == PENDING)
+        .order_by(timers.c.due_at, timers.c.timer_id)
+        .limit(ONE)
+        .cte("pending")
+    )
+    first = select(pending.c.due_at).scalar_subquery()
+    claimed = (
+        select(func.min(func.greatest(timers.c.due_at, timers.c.lease_expires_at)))
+        .where(
+            timers.c.status == CLAIMED,
+            timers.c.due_at < func.coalesce(first, literal_column("'infinity'::timestamptz", INSTANT)),
+        )
+        .scalar_subquery()
+    )
+    return select(func.least(first, claimed).label("next_due_at"))
+
+
+NEXT_DUE_AT = Statement("timers.next_due_at", _next_due_at)
+
+
+def _list(condition: ColumnElement[bool], *, continued: bool) -> Select[Any]:
+    query = select(*timer_columns()).where(condition)
+    if continued:
+        after = tuple_(param("after_at", INSTANT), param("after_id", UUID_VALUE))
+        query = query.where(tuple_(timers.c.due_at, timers.c.timer_id) > after)
+    return query.order_by(timers.c.due_at, timers.c.timer_id).limit(param("limit", BIGINT))
+
+
+def _of_instance() -> ColumnElement[bool]:
+    return and_(
+        timers.c.partition_id == param("partition_id", INTEGER),
+        timers.c.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+    )
+
+
+LIST_FOR_INSTANCE = Statement("timers.list_for_instance", lambda: _list(_of_instance(), continued=False))
+LIST_FOR_INSTANCE_BEHIND = Statement("timers.list_for_instance.behind", lambda: _list(_of_instance(), continued=True))
+LIST_DEAD = Statement("timers.list_dead", lambda: _list(timers.c.status == DEAD, continued=False))
+LIST_DEAD_BEHIND = Statement("timers.list_dead.behind", lambda: _list(timers.c.status == DEAD, continued=True))
