@@ -1,4 +1,4 @@
-"""The three contenders of every benchmark: the store, its own SQL on bare asyncpg, and a plain SQLAlchemy ORM unit of work.
+"""The contenders: the store, its own SQL on bare asyncpg, and a plain SQLAlchemy ORM unit of work.
 
 Bare asyncpg gets the very statements that the store sends, with arguments prepared beforehand, on connections
 that it
@@ -8,21 +8,55 @@ in the way its documentation shows: a session a step, rows loaded, changed and c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
+from cascade_state.abc.advancing import Advancing
+from cascade_state.abc.guards import Stage, StoreGuard
 from cascade_state.abc.options import StoreOptions
 from cascade_state.ids import partition_of
+from cascade_state.model.advance import Limits
 from cascade_state.postgres import tables
 from cascade_state.postgres.direct import CompiledStatement, Statement, StatementCache
 from cascade_state.postgres.engine import connect_arguments
 from cascade_state.postgres.executor import ConnectionExecutor
+from cascade_state.postgres.repositories import attach_repositories
 
-__all__ = ["Bare", "Base", "FlowRow", "Orm", "StateRow", "TimerRow"]
+__all__ = ["Bare", "EventRow", "FlowRow", "Orm", "ResultRow", "StateRow", "TimerRow", "identity"]
+
+
+class _Captured(Exception):
+    """Everything that a call would send has been seen."""
+
+
+class _Recorder(ConnectionExecutor):
+    """Notes the statements that a call would send, and sends nothing."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(StoreOptions(), StatementCache(None), None)
+        self.sent: list[tuple[Statement, Mapping[str, Any]]] = []
+        self._count = count
+
+    async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Any]:
+        self.sent.append((statement, dict(values)))
+        if len(self.sent) == self._count:
+            raise _Captured
+        return [{}]
+
+
+class Recording(Advancing):
+    """The store's repositories, of which one call is recorded: `await recording.sends(lambda r: r.timers.…)`."""
+
+    def __init__(self, count: int) -> None:
+        self.recorder = _Recorder(count)
+        guard = StoreGuard()
+        guard.stage = Stage.OPEN
+        self._limits = Limits()
+        attach_repositories(self, self.recorder, guard, self._limits)  # type: ignore[arg-type]
 
 
 class Bare:
@@ -32,8 +66,6 @@ class Bare:
         self._url = url
         self.connections: list[asyncpg.Connection[Any]] = []
         self._texts: dict[Statement, CompiledStatement] = {}
-        # Prepares values as the store does; never sends anything.
-        self.executor = ConnectionExecutor(StoreOptions(), StatementCache(None), None)  # type: ignore[arg-type]
 
     async def open(self, count: int) -> None:
         """Opens connections until there are `count`."""
@@ -42,8 +74,18 @@ class Bare:
             self.connections.append(await asyncpg.connect(**arguments))
 
     async def close(self) -> None:
+        """Closes the connections."""
         for connection in self.connections:
             await connection.close()
+
+    async def sends(self, call: Callable[[Any], Awaitable[Any]], count: int = 1) -> list[tuple[str, list[Any]]]:
+        """Returns the text and arguments of the `count` statements that a call on the store would send."""
+        recording = Recording(count)
+        try:
+            await call(recording)
+        except _Captured:
+            return [self.ready(statement, values) for statement, values in recording.recorder.sent]
+        raise AssertionError(f"the call sends fewer than {count} statements")
 
     def ready(self, statement: Statement, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
         """Returns a statement's text and arguments."""
@@ -58,25 +100,43 @@ class Base(DeclarativeBase):
 
     metadata = tables.metadata
 
+    if TYPE_CHECKING:  # the columns come from the tables
+
+        def __init__(self, **columns: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
 
 class FlowRow(Base):
+    """A flow instance; the ORM checks its version."""
+
     __table__ = tables.flow_instances
     __mapper_args__ = {"version_id_col": tables.flow_instances.c.version}  # noqa: RUF012 - SQLAlchemy's way
 
 
 class ResultRow(Base):
+    """A step result."""
+
     __table__ = tables.step_results
 
 
 class StateRow(Base):
+    """A component state."""
+
     __table__ = tables.component_states
 
 
 class TimerRow(Base):
+    """A timer."""
+
     __table__ = tables.timers
 
 
 class EventRow(Base):
+    """A history event."""
+
     __table__ = tables.flow_events
     __mapper_args__ = {"exclude_properties": ["recorded_xid"]}  # noqa: RUF012 - the server fills it
 
@@ -91,6 +151,7 @@ class Orm:
         self.session = async_sessionmaker(self._engine, expire_on_commit=False)
 
     async def close(self) -> None:
+        """Closes the pool."""
         await self._engine.dispose()
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
+from uuid import uuid4
 
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from benchmarks.contenders import Bare, FlowRow, Orm, ResultRow, StateRow, TimerRow, identity
+from benchmarks.contenders import Bare, EventRow, FlowRow, Orm, ResultRow, StateRow, TimerRow, identity
 from benchmarks.measuring import Contest, Lane
 from cascade_state import FlowDefinition, FlowInstance, StepDefinition, Store
-from cascade_state.model import documents
-from cascade_state.model.advance import Limits, plan_advance
-from cascade_state.postgres.advance_values import ADD, ADVANCE
-from cascade_state.postgres.component_states import PUT
-from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.flow_instances import FIND
-from cascade_state.postgres.statements import timers as timer_statements
+from cascade_state.ids import partition_of
+from cascade_state.postgres.statements.timers import COMPLETE_ALL
 
 __all__ = ["Contests"]
 
-_LIMITS = Limits()
+Call: TypeAlias = Callable[[Any], Awaitable[Any]]  # a call on a store, or on what records it
+
 _DOCUMENT = {
     "customer": "c-1042",
     "items": [{"sku": f"A-{number}", "count": number} for number in range(8)],
@@ -74,7 +72,7 @@ class Contests:
     def _stepped(self, flow: FlowInstance, number: int) -> FlowInstance:
         return flow.complete_step(f"s{number}", {"receipt": f"r-{number}"})
 
-    _states = {"s0": _DOCUMENT, "s1": {"attempts": 1}}
+    _states: ClassVar = {"s0": _DOCUMENT, "s1": {"attempts": 1}}
 
     async def _send(self, lane: int, sends: Sequence[tuple[str, list[Any]]]) -> int:
         connection = self._bare.connections[lane]
@@ -85,9 +83,6 @@ class Contests:
 
     def _sending(self, sends: Sequence[Sequence[tuple[str, list[Any]]]]) -> Lane:
         return lambda lane: self._send(lane, sends[lane])
-
-    def _ready(self, prepared: tuple[Statement, Any]) -> tuple[str, list[Any]]:
-        return self._bare.ready(*prepared)
 
     # get
 
@@ -103,8 +98,8 @@ class Contests:
 
     async def _bare_get(self, tasks: int) -> Lane:
         flows = await self._flows(tasks)
-        send = [self._ready(FIND.prepare((flow.flow_instance_id,), self._bare.executor)) for flow in flows]
-        return self._sending([[one] * self._operations for one in send])
+        sends = [await self._bare.sends(_get_call(flow)) for flow in flows]
+        return self._sending([one * self._operations for one in sends])
 
     async def _orm_get(self, tasks: int) -> Lane:
         flows = await self._flows(tasks)
@@ -139,12 +134,8 @@ class Contests:
 
     async def _bare_put(self, tasks: int) -> Lane:
         flows = await self._flows(tasks)
-        text = documents.dump(_DOCUMENT, "state")
-        send = [
-            self._ready(PUT.prepare(((flow.flow_instance_id, "s0", text, None, None),), self._bare.executor))
-            for flow in flows
-        ]
-        return self._sending([[one] * self._operations for one in send])
+        sends = [await self._bare.sends(_put_call(flow)) for flow in flows]
+        return self._sending([one * self._operations for one in sends])
 
     async def _orm_put(self, tasks: int) -> Lane:
         flows = await self._flows(tasks)
@@ -169,20 +160,24 @@ class Contests:
 
     async def _bare_first(self, tasks: int) -> Lane:
         return self._sending(
-            [
-                [
-                    self._ready(ADD.prepare((self._plan(self._new()),), self._bare.executor))
-                    for _ in range(self._operations)
-                ]
-                for _ in range(tasks)
-            ]
+            [await self._advances([self._new() for _ in range(self._operations)]) for _ in range(tasks)]
         )
+
+    async def _advances(self, flows: Sequence[FlowInstance]) -> list[tuple[str, list[Any]]]:
+        """Returns what the store would send to advance these flows, as they are."""
+        sends = []
+        for flow in flows:
+            sends += await self._bare.sends(self._advance_call(flow))
+        return sends
+
+    def _advance_call(self, flow: FlowInstance) -> Call:
+        return lambda store: store.advance(flow, put_states=self._states)
 
     async def _orm_first(self, tasks: int) -> Lane:
         async def lane(number: int) -> int:
             for _ in range(self._operations // 4):
                 async with self._orm.session.begin() as session:
-                    self._orm_insert(session, self._new())
+                    await self._orm_insert(session, self._new())
             return self._operations // 4
 
         return lane
@@ -206,10 +201,10 @@ class Contests:
         for flow in await self._flows(tasks):
             chain, current = [], flow
             for step in range(self._operations):
-                plan = self._plan(self._stepped(current, step % 3))
-                chain.append(self._ready(ADVANCE.prepare((plan,), self._bare.executor)))
-                current = plan.stored(datetime.now(UTC))
-            sends.append(chain)
+                current = self._stepped(current, step % 3)
+                chain.append(current)
+                current = current.as_stored(datetime.now(UTC))
+            sends.append(await self._advances(chain))
         return self._sending(sends)
 
     async def _orm_step(self, tasks: int) -> Lane:
@@ -234,8 +229,7 @@ class Contests:
 
     async def _bare_last(self, tasks: int) -> Lane:
         flows = await self._flows(tasks * self._operations)
-        plans = [self._plan(self._stepped(flow, 0).complete()) for flow in flows]
-        sends = [self._ready(ADVANCE.prepare((plan,), self._bare.executor)) for plan in plans]
+        sends = await self._advances([self._stepped(flow, 0).complete() for flow in flows])
         return self._sending([sends[number::tasks] for number in range(tasks)])
 
     async def _orm_last(self, tasks: int) -> Lane:
@@ -247,9 +241,6 @@ class Contests:
             return self._operations // 4
 
         return lane
-
-    def _plan(self, flow: FlowInstance) -> Any:
-        return plan_advance(flow, limits=_LIMITS, put_states=self._states)
 
     async def _orm_advance(self, flow: FlowInstance, step_id: str, status: str) -> None:
         """The same step as a unit of work of mapped objects."""
@@ -273,7 +264,7 @@ class Contests:
             for state_step, state in self._states.items():
                 await _merge_state(session, flow, state_step, state)
 
-    def _orm_insert(self, session: Any, flow: FlowInstance) -> None:
+    async def _orm_insert(self, session: Any, flow: FlowInstance) -> None:
         now = datetime.now(UTC)
         partition_id, flow_instance_id = identity(flow.flow_instance_id)
         row = FlowRow(
@@ -289,7 +280,9 @@ class Contests:
             created_at=now,
             updated_at=now,
         )
-        session.add_all([row, _orm_event(row, "flow_instance.created", now)])
+        session.add(row)
+        await session.flush()  # the rows below refer to it
+        session.add(_orm_event(row, "flow_instance.created", now))
         for step_id, state in self._states.items():
             session.add(
                 StateRow(
@@ -313,11 +306,10 @@ class Contests:
         return lane
 
     async def _bare_add_many(self, tasks: int) -> Lane:
-        def batch() -> tuple[str, list[Any]]:
-            plans = [plan_advance(self._new(), limits=_LIMITS) for _ in range(_BATCH)]
-            return self._ready(ADD.prepare(plans, self._bare.executor))
-
-        sends = [[batch() for _ in range(self._rounds)] for _ in range(tasks)]
+        sends: list[list[tuple[str, list[Any]]]] = [[] for _ in range(tasks)]
+        for lane_sends in sends:
+            for _ in range(self._rounds):
+                lane_sends += await self._bare.sends(_add_call([self._new() for _ in range(_BATCH)]))
 
         async def lane(number: int) -> int:
             return await self._send(number, sends[number]) * _BATCH
@@ -328,7 +320,7 @@ class Contests:
         async def lane(number: int) -> int:
             async with self._orm.session.begin() as session:
                 for _ in range(_BATCH):
-                    self._orm_insert(session, self._new())
+                    await self._orm_insert(session, self._new())
             return _BATCH
 
         return lane
@@ -342,21 +334,21 @@ class Contests:
     async def _store_publish(self, tasks: int) -> Lane:
         async def lane(number: int) -> int:
             for _ in range(self._operations):
-                await self._store.correlations.publish(_fresh_key(), {"status": "delivered"}, mode="broadcast")
+                await _publish_call()(self._store)
             return self._operations
 
         return lane
 
     async def _bare_publish(self, tasks: int) -> Lane:
-        from benchmarks.publishing import publication
-
-        sends = [[publication(self._bare, _fresh_key()) for _ in range(self._operations)] for _ in range(tasks)]
+        sends = [
+            [await self._bare.sends(_publish_call(), count=2) for _ in range(self._operations)] for _ in range(tasks)
+        ]
 
         async def lane(number: int) -> int:
             connection = self._bare.connections[number]
-            for (store_text, store_arguments), (match_text, match_arguments) in sends[number]:
-                await connection.fetch(store_text, *store_arguments)
-                await connection.fetch(match_text, *match_arguments)
+            for statements in sends[number]:
+                for text, arguments in statements:
+                    await connection.fetch(text, *arguments)
             return self._operations
 
         return lane
@@ -387,19 +379,21 @@ class Contests:
 
     async def _bare_claim(self, tasks: int) -> Lane:
         await self._due(tasks * self._rounds * _BATCH)
-        claim = timer_statements.CLAIM_DUE
-        values = {"limit": _BATCH, "lease_duration": _LEASE, "now": None}
+        claims = [await self._bare.sends(_claim_call(f"w{number}")) for number in range(tasks)]
 
         async def lane(number: int) -> int:
-            connection, executor = self._bare.connections[number], self._bare.executor
-            text, arguments = self._bare.ready(claim, {**values, "holder": f"w{number}"})
+            connection = self._bare.connections[number]
+            ((text, arguments),) = claims[number]
             total = 0
             for _ in range(self._rounds):
-                rows = [row for row in await connection.fetch(text, *arguments) if row["timer_id"] is not None]
-                held = timer_statements.held_values(
-                    executor, [(row["timer_id"], row["lease_token"], row["lease_holder"]) for row in rows]
-                )
-                done, complete_arguments = self._bare.ready(timer_statements.COMPLETE, held)
+                rows = await connection.fetch(text, *arguments)
+                held = {
+                    "held_partition_id": [str(partition_of(row["timer_id"], 256)) for row in rows],
+                    "held_timer_id": [str(row["timer_id"]) for row in rows],
+                    "held_token": [str(row["lease_token"]) for row in rows],
+                    "held_count": len(rows),
+                }
+                done, complete_arguments = self._bare.ready(COMPLETE_ALL, held)
                 await connection.fetch(done, *complete_arguments)
                 total += len(rows)
             return total
@@ -425,3 +419,45 @@ class Contests:
             return len(rows)
 
         return lane
+
+
+def _get_call(flow: FlowInstance) -> Call:
+    return lambda store: store.flow_instances.get(flow.flow_instance_id)
+
+
+def _put_call(flow: FlowInstance) -> Call:
+    return lambda store: store.component_states.put(flow.flow_instance_id, "s0", _DOCUMENT)
+
+
+def _add_call(flows: list[FlowInstance]) -> Call:
+    return lambda store: store.flow_instances.add_many(flows)
+
+
+def _publish_call() -> Call:
+    key = f"parcel-{uuid4()}"  # nobody waits for it, and a broadcast is not kept
+    return lambda store: store.correlations.publish(key, {"status": "delivered"}, mode="broadcast")
+
+
+def _claim_call(holder: str) -> Call:
+    return lambda store: store.timers.claim_due(holder, limit=_BATCH, lease_duration=_LEASE)
+
+
+def _orm_event(row: FlowRow, event_type: str, now: datetime) -> EventRow:
+    return EventRow(
+        partition_id=row.partition_id,
+        flow_instance_id=row.flow_instance_id,
+        sequence=row.event_count,
+        event_type=event_type,
+        payload={},
+        recorded_at=now,
+    )
+
+
+async def _merge_state(session: AsyncSession, flow: FlowInstance, step_id: str, state: Any) -> None:
+    partition_id, flow_instance_id = identity(flow.flow_instance_id)
+    row = await session.get(StateRow, (partition_id, flow_instance_id, step_id))
+    if row is None:
+        row = StateRow(partition_id=partition_id, flow_instance_id=flow_instance_id, step_id=step_id, version=0)
+        session.add(row)
+    row.state, row.updated_at = state, datetime.now(UTC)
+    row.version += 1

@@ -50,7 +50,7 @@ class Measurement:
 async def measure(
     contests: Sequence[Contest], tasks: int, rounds: int, progress: Callable[[str], None]
 ) -> list[Measurement]:
-    """Runs every contest in interleaved rounds: each round times each contender once, so that a busy moment hits all."""
+    """Runs every contest in interleaved rounds: each times each contender once, so that a busy moment hits all."""
     measurements = [Measurement(contest.name, tasks) for contest in contests]
     for number in range(rounds + 1):  # the first round warms up: statements, plans, caches
         for contest, measurement in zip(contests, measurements, strict=True):

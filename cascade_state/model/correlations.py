@@ -32,8 +32,8 @@ class Correlation:
 class Delivery:
     """An event matched to a waiting step.
 
-    With `timed_out` it is the outcome of a wait that expired: there is no event and no payload. `attempts` counts claims. Acknowledge it in the commit of its effect:
-    `uow.advance(flow, completes=[delivery])`.
+    With `timed_out` it is the outcome of a wait that expired: there is no event and no payload. `attempts` counts
+    claims. Acknowledge it in the commit of its effect: `uow.advance(flow, completes=[delivery])`.
     """
 
     correlation_key: str

@@ -88,7 +88,8 @@ def normalize(value: JsonValue, argument: str) -> Any:
 def _is_plain(value: Any, depth: int) -> bool:
     """Whether a value can be encoded as it is.
 
-    Says no to anything unusual; `normalize` then finds out what is wrong, and where. This runs for every document that is stored, so it looks at scalars without calling itself for them.
+    Says no to anything unusual; `normalize` then finds out what is wrong, and where. This runs for every document
+    that is stored, so it looks at scalars without calling itself for them.
     """
     kind = type(value)
     if kind is dict:

@@ -208,7 +208,7 @@ class FlowInstance:
         return self._changed("flow_instance.started", {}, status=FlowStatus.RUNNING)
 
     def complete_step(self, step_id: str, outputs: JsonValue = None) -> FlowInstance:
-        """Records that a step completed with `outputs` (None: an empty object). RUNNING; what it waited for is dropped."""
+        """Records that a step completed with `outputs` (None: an empty object). RUNNING; what it waited for goes."""
         clean = normalize({} if outputs is None else outputs, "outputs")
         return self._ended_step("complete_step", step_id, StepStatus.COMPLETED, outputs=clean)
 

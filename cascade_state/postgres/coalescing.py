@@ -58,7 +58,7 @@ class Line(Generic[Item, Result]):
         """Returns the item's result, or raises its error."""
         if self._in_flight < self._lanes and not self._queue and self._key(item) not in self._busy_keys:
             return await self._run_alone(item)
-        waiting = _Waiting(item, asyncio.get_running_loop().create_future())
+        waiting: _Waiting[Item, Result] = _Waiting(item, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         try:
             return await waiting.outcome
@@ -77,9 +77,8 @@ class Line(Generic[Item, Result]):
         self._in_flight += 1
         self._busy_keys.add(key)
         try:
-            result: Result
-            (result,) = await self._run((item,))
-            return result
+            results: Sequence[Result] = await self._run((item,))
+            return results[0]
         finally:
             self._in_flight -= 1
             self._busy_keys.discard(key)

@@ -42,6 +42,7 @@ __all__ = [
     "check_partition_count",
     "dump_schema",
     "head_revision",
+    "installed_schema",
     "migrate_database",
     "migrations_directory",
     "read_schema",
@@ -139,6 +140,21 @@ async def check_partition_count(
     _refuse_other_partition_count(await read_schema(connection, schema=schema), partition_count)
 
 
+async def installed_schema(url: str, *, schema: str | None = None) -> InstalledSchema:
+    """Returns what the database at an address holds, on a connection of its own.
+
+    Raises:
+        StoreUnavailable: The database cannot be reached.
+    """
+    engine = unpooled_engine(url, StoreOptions(schema=schema))
+    try:
+        with translated():
+            async with engine.connect() as connection:
+                return await read_schema(connection, schema=schema)
+    finally:
+        await engine.dispose()
+
+
 async def read_schema(connection: AsyncConnection, *, schema: str | None = None) -> InstalledSchema:
     """Returns what the database holds."""
     own, shared, settings = (_qualified(connection, schema, name) for name in _TABLES_READ)
@@ -205,13 +221,7 @@ def _script() -> ScriptDirectory:
 
 async def _is_current(url: str, options: StoreOptions) -> bool:
     """Says whether the database is at the newest revision; refuses one that this version must not touch."""
-    engine = unpooled_engine(url, options)
-    try:
-        with translated():
-            async with engine.connect() as connection:
-                found = await read_schema(connection, schema=options.schema)
-    finally:
-        await engine.dispose()
+    found = await installed_schema(url, schema=options.schema)
     _refuse_newer(found, head_revision())
     _refuse_other_partition_count(found, options.partition_count)
     return found.revision == head_revision()

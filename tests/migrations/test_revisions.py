@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from alembic import command
@@ -35,7 +36,7 @@ REVISIONS = [
 def revisions(empty_database_url: str) -> Iterator[MigrationContext]:
     """pytest-alembic's runner on an empty database."""
     config = RunnerConfig(alembic_config=alembic_config(url=empty_database_url))
-    engine = create_async_engine(
+    engine: Any = create_async_engine(
         empty_database_url.replace("postgresql://", "postgresql+asyncpg://"), poolclass=NullPool
     )
     with runner(config=config, engine=engine) as context:

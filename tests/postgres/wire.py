@@ -15,8 +15,9 @@ _CHUNK = 1 << 16
 class Wire:
     """Forwards connections to a database and counts, over all of them, how often a client spoke after the server did.
 
-    That is what a round trip is: whatever a client sends before it hears the server belongs to one. It is counted here, and
-    not in the client, so that nothing the driver does by itself (preparing, asking for types, resetting) goes uncounted.
+    That is what a round trip is: whatever a client sends before it hears the server belongs to one. It is counted
+    here, and not in the client, so that nothing the driver does by itself (preparing, asking for types, resetting)
+    goes uncounted.
     """
 
     def __init__(self, url: str) -> None:

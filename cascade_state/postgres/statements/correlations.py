@@ -41,6 +41,7 @@ from cascade_state.postgres.statements.parameters import (
     TEXT,
     UUID_VALUE,
     columns,
+    looked_up,
     param,
     relation,
 )
@@ -71,13 +72,13 @@ event = early_events
 _HEALING_AGE = timedelta(seconds=1)
 _SWEEP = 1000  # rows that one sweep turns; the next claim goes on
 
-_HELD_COLUMNS = {
+_WAIT_COLUMNS = {
     "partition_id": INTEGER,
     "correlation_key": TEXT,
     "flow_instance_id": UUID_VALUE,
     "step_id": TEXT,
-    "token": BIGINT,
 }
+_HELD_COLUMNS = {**_WAIT_COLUMNS, "token": BIGINT}
 
 
 def held_values(executor: Executor, held: Sequence[HeldDelivery]) -> dict[str, Any]:
@@ -163,9 +164,10 @@ def _claim() -> Select[Any]:
         .with_for_update(skip_locked=True)
         .cte("free")
     )
+    chosen = looked_up(free, _WAIT_COLUMNS, "chosen")
     claimed = (
         update(wait)
-        .where(_same_wait(wait, free), free.c.attempts < param("max_attempts", INTEGER))
+        .where(_same_wait(wait, chosen), wait.c.attempts < param("max_attempts", INTEGER))
         .values(
             lease_holder=param("holder", TEXT),
             lease_token=wait.c.lease_token + 1,

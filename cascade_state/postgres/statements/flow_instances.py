@@ -37,6 +37,7 @@ from cascade_state.postgres.statements.parameters import (
     NOW,
     TEXT,
     UUID_VALUE,
+    looked_up,
     param,
     relation,
     scalars,
@@ -260,7 +261,7 @@ def _claim(shape: frozenset[str]) -> Select[Any]:
     )
     claimed = (
         update(flow)
-        .where(_same_flow(flow, free))
+        .where(_same_flow(flow, looked_up(free, IDENTITY_COLUMNS, "chosen")))
         .values(
             lease_holder=param("holder", TEXT),
             lease_token=flow.c.lease_token + 1,

@@ -49,12 +49,14 @@ def _match(*, patient: bool) -> Select[Any]:
     """
     keys = _locked_keys(patient=patient)
     events, waits = _live_events(keys), _live_waits(keys)
+    nth = func.row_number().over(
+        partition_by=(events.c.partition_id, events.c.correlation_key),
+        order_by=(events.c.published_at, events.c.ordinal),
+    )
+    in_order = select(events, nth.label("nth")).where(events.c.mode == "broadcast").subquery("in_order")
+    # The first of each key; SQLAlchemy 2.0 and 2.1 write DISTINCT ON in different ways.
     broadcasts = (
-        select(events)
-        .where(events.c.mode == "broadcast")
-        .distinct(events.c.partition_id, events.c.correlation_key)
-        .order_by(events.c.partition_id, events.c.correlation_key, events.c.published_at, events.c.ordinal)
-        .cte("broadcasts")
+        select(*(in_order.c[item.name] for item in events.c)).where(in_order.c.nth == 1).cte("broadcasts")
     )
     pairs = _pairs(events, waits, broadcasts)
     delivered = (
@@ -161,7 +163,7 @@ def _live_waits(keys: CTE) -> CTE:
 
 
 def _pairs(events: CTE, waits: CTE, broadcasts: CTE) -> CTE:
-    """Who gets what: a broadcast goes to every waiter of its key; else the oldest event to the oldest waiter, …"""
+    """Who gets what: a broadcast goes to every waiter of its key; else the oldest event to the oldest waiter."""
     by_key = (waits.c.partition_id, waits.c.correlation_key)
     waiting = select(
         waits,

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    CTE,
     JSON,
     BigInteger,
     Boolean,
@@ -21,10 +22,12 @@ from sqlalchemy import (
     Integer,
     Interval,
     Select,
+    TableValuedAlias,
     Text,
     Uuid,
     bindparam,
     cast,
+    column,
     func,
     literal_column,
     select,
@@ -45,6 +48,7 @@ __all__ = [
     "UUID_VALUE",
     "as_text",
     "columns",
+    "looked_up",
     "param",
     "relation",
     "scalars",
@@ -110,3 +114,17 @@ def as_text(value: Any) -> str | None:
 
 def _typed(column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
     return column if isinstance(type_, Text) else Cast(column, type_)
+
+
+def looked_up(rows: CTE, types: dict[str, TypeEngine[Any]], name: str) -> TableValuedAlias:
+    """Returns the keys of `rows` as a relation that the planner looks up one by one.
+
+    It takes a bound LIMIT for a tenth of the table, and would read all of the table to find the limited rows again. It
+    takes an array for a few elements.
+    """
+    arrays = [func.array(select(rows.c[column_name]).scalar_subquery()) for column_name in types]
+    return (
+        func.unnest(*arrays)
+        .table_valued(*(column(column_name, type_) for column_name, type_ in types.items()))
+        .render_derived(name=name)
+    )

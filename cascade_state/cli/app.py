@@ -1,0 +1,47 @@
+"""The command and its subcommands, put together."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from cascade_state.cli import flows, schema, statistics
+
+__all__ = ["app"]
+
+# No pretty tracebacks: they show local variables, and those hold addresses with passwords.
+app = typer.Typer(
+    name="cascade-state",
+    help="Looks after a store of flows: its schema, its figures, its old and its moving flows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+schema_app = typer.Typer(help="Shows the schema.", no_args_is_help=True)
+schema_app.command("dump")(schema.dump)
+
+app.command("migrate")(schema.migrate)
+app.command("check")(schema.check)
+app.add_typer(schema_app, name="schema")
+app.command("statistics")(statistics.show)
+app.command("purge")(flows.purge)
+app.command("export")(flows.export)
+app.command("import")(flows.import_)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("cascade-state"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,35 @@
+"""`statistics`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from cascade_state.abc import Store
+from cascade_state.cli.options import AsJson, PartitionCount, Schema, Url
+from cascade_state.cli.printing import print_json, print_table
+from cascade_state.cli.running import with_store
+from cascade_state.model.flow_status import FlowStatus
+
+__all__ = ["show"]
+
+
+def show(url: Url, schema: Schema = None, partition_count: PartitionCount = None, as_json: AsJson = False) -> None:
+    """Show how many flows, timers, deliveries and dead letters there are."""
+
+    async def work(store: Store) -> dict[str, Any]:
+        found = await store.statistics()
+        return {item.name: getattr(found, item.name) for item in fields(found)}
+
+    figures = with_store(url, schema, partition_count, work)
+    by_status = figures["instances_by_status"]
+    figures["instances_by_status"] = {status.value: by_status.get(status, 0) for status in FlowStatus}
+    if as_json:
+        print_json(figures)
+        return
+    counts = figures.pop("instances_by_status")
+    print_table("Flow instances", counts.items())
+    lags = figures.pop("consumer_lags")
+    print_table("Work", ((name.replace("_", " "), value) for name, value in figures.items()))
+    if lags:
+        print_table("Lag of consumers", lags.items())

@@ -1,0 +1,407 @@
+"""The engine: takes a claimed flow, delivery or timer, calls components, and stores what they answer, one commit a step.
+
+Three entrances, one for each kind of claim:
+
+- `drive(flow)` runs a claimed flow step by step until nothing is ready, then gives the claim back;
+- `deliver(delivery)` goes on with the step that waited for an event;
+- `fire(timer)` goes on with the step that waited for a timer, or for its next attempt.
+
+The last two make one commit that leaves the flow RUNNING if there is more to do; whoever claims flows drives it on.
+
+Each of them is at least once: the process may die between the component's answer and the commit, and the next holder calls
+the component again. The commit is exactly once: status, result, component state, acknowledgement, child flows, published
+result and the application's own row are one transaction, and it is refused unless the claim and the version are current.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+from cascade_state import (
+    Delivery,
+    FlowDefinition,
+    FlowInstance,
+    FlowStatus,
+    JsonObject,
+    Lease,
+    LeaseLost,
+    NewEvent,
+    StepDefinition,
+    Store,
+    Timer,
+    UnitOfWork,
+    VersionConflict,
+)
+from cascade_state.demo.components import (
+    Call,
+    Component,
+    Done,
+    KeepWaiting,
+    Outcome,
+    PermanentFailure,
+    RunAgain,
+    StartChildren,
+    TemporaryFailure,
+    WaitForEvent,
+    WaitForTimer,
+)
+from cascade_state.demo.definition_files import condition_holds, resolved_inputs
+from cascade_state.demo.effects import Effect, Effects
+
+__all__ = ["Engine", "Report", "Stage"]
+
+Stage = Literal["began", "committed", "lost"]
+# Told when a component is about to be called under a claim, and what became of its answer.
+Report = Callable[[Stage, str, FlowInstance, str], None]
+
+_MAX_ATTEMPTS = 5
+_RETRY_SECONDS = 0.2  # before the second attempt; doubled for each one after it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What one commit does to a flow, as pure functions of it, so that it can be applied again to a newer value."""
+
+    is_current: Callable[[FlowInstance], bool]
+    apply: Callable[[FlowInstance], FlowInstance]
+    put_states: Mapping[str, JsonObject] | None = None
+    events: tuple[NewEvent, ...] = ()
+    children: tuple[FlowInstance, ...] = ()
+    effect: Effect | None = None
+
+
+class Engine:
+    """Moves flows forward on one store. Any number of tasks may use it at once.
+
+    Args:
+        effects: Where what steps did is recorded, in the same transaction.
+        components: By component type.
+        worker: The name that effects are recorded under.
+        report: Told about each call of a component.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        effects: Effects,
+        components: Mapping[str, Component],
+        *,
+        worker: str,
+        report: Report = lambda *_: None,
+    ) -> None:
+        self._store = store
+        self._effects = effects
+        self._components = components
+        self._worker = worker
+        self._report = report
+        self._definitions: dict[tuple[str, int | None], FlowDefinition] = {}
+
+    # The three entrances
+
+    async def drive(self, claimed: FlowInstance) -> None:
+        """Runs what is ready in a claimed flow until nothing is, then releases the flow."""
+        definition = await self._definition(claimed.flow_id, claimed.flow_version)
+        flow = claimed
+        while not flow.is_terminal:
+            if flow.status is FlowStatus.INITIALIZING:
+                flow = await self._commit(flow, _START, lease=claimed.lease)
+            elif ready := flow.ready_steps(definition):
+                flow = await self._run_step(flow, ready[0], claimed.lease)
+            elif _all_required_done(flow, definition):
+                flow = await self._commit(flow, _COMPLETE, lease=claimed.lease)
+            elif flow.status is FlowStatus.RUNNING:
+                flow = await self._rest(flow, claimed.lease)
+            else:
+                await self._store.flow_instances.release([claimed])
+                return
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Goes on with the step that the event was delivered to."""
+        flow = await self._store.flow_instances.get(delivery.flow_instance_id)
+        if flow.waits.get(delivery.step_id) != delivery.correlation_key:
+            await self._store.correlations.complete([delivery])
+            return
+        call = await self._call(flow, delivery.step_id)
+        component = self._components[call.step.component_type]
+        with self._reporting("delivery", call):
+            outcome = await component.on_delivery(call, delivery)
+            change = self._change(call, outcome, delivery=delivery)
+            await self._commit(flow, change, completes=[delivery])
+
+    async def fire(self, timer: Timer) -> None:
+        """Goes on with the step whose timer fired."""
+        flow = await self._store.flow_instances.get(timer.flow_instance_id)
+        if flow.pending_timers.get(timer.step_id) != timer.timer_id:
+            await self._store.timers.complete([timer])
+            return
+        call = await self._call(flow, timer.step_id)
+        component = self._components[call.step.component_type]
+        with self._reporting("timer", call):
+            outcome = await component.on_timer(call)
+            await self._commit(flow, self._change(call, outcome), completes=[timer])
+
+    # One step
+
+    async def _run_step(self, flow: FlowInstance, step: StepDefinition, lease: Lease | None) -> FlowInstance:
+        if not condition_holds(step.condition, _outputs(flow)):
+            return await self._commit(flow, _skip(step.step_id), lease=lease)
+        call = await self._call(flow, step.step_id)
+        with self._reporting("flow", call):
+            try:
+                outcome = await self._components[step.component_type].run(call)
+            except TemporaryFailure as failure:
+                change = _retry(call, failure)
+            except PermanentFailure as failure:
+                change = _fail(call, failure)
+            else:
+                change = self._change(call, outcome, await self._children(call, outcome))
+            return await self._commit(flow, change, lease=lease)
+
+    async def _call(self, flow: FlowInstance, step_id: str) -> Call:
+        definition = await self._definition(flow.flow_id, flow.flow_version)
+        step = next(step for step in definition.steps if step.step_id == step_id)
+        stored = await self._store.component_states.find(flow.flow_instance_id, step_id)
+        inputs = resolved_inputs(step, flow.trigger_data, _outputs(flow))
+        return Call(flow=flow, step=step, inputs=inputs, state={} if stored is None else stored.state)
+
+    async def _children(self, call: Call, outcome: Outcome) -> tuple[FlowInstance, ...]:
+        if not isinstance(outcome, StartChildren):
+            return ()
+        definition = await self._definition(outcome.flow_id)
+        parent = call.flow
+        return tuple(
+            parent.child(definition, trigger_data=trigger_data, business_key=f"{parent.business_key}/{name}")
+            for name, trigger_data in outcome.trigger_data.items()
+        )
+
+    def _change(
+        self,
+        call: Call,
+        outcome: Outcome,
+        children: tuple[FlowInstance, ...] = (),
+        *,
+        delivery: Delivery | None = None,
+    ) -> Change:
+        """Returns the commit that stores a component's answer."""
+        step_id = call.step.step_id
+        event_id = None if delivery is None else delivery.event_id
+        done = Effect(
+            business_key=call.flow.business_key or "",
+            step_id=step_id,
+            what="done",
+            event_id=event_id,
+            worker=self._worker,
+        )
+        is_current = _still_waits(step_id) if _is_waiting(call.flow, step_id) else _has_not_ended(step_id)
+        match outcome:
+            case Done(outputs=outputs, amount=amount):
+                return Change(
+                    is_current=is_current,
+                    apply=lambda flow: _awake(flow, step_id).complete_step(step_id, outputs),
+                    effect=replace(done, amount=amount),
+                )
+            case KeepWaiting(state=state):
+                return Change(
+                    is_current=is_current,
+                    apply=lambda flow: flow.resume(step_id).suspend_for_event(step_id, flow.waits[step_id]),
+                    put_states={step_id: state},
+                    effect=replace(done, what="received"),
+                )
+            case WaitForEvent():
+                return Change(is_current=is_current, apply=lambda flow: _wait(flow, step_id, outcome))
+            case WaitForTimer(after=after):
+                return Change(
+                    is_current=is_current, apply=lambda flow: flow.suspend_for_timer(step_id, after=after)
+                )
+            case StartChildren():
+                return Change(
+                    is_current=is_current,
+                    apply=lambda flow: flow.suspend_for_event(step_id, _children_key(flow.flow_instance_id)),
+                    children=children,
+                )
+            case RunAgain():
+                return Change(is_current=is_current, apply=lambda flow: flow.resume(step_id))
+
+    # Committing
+
+    async def _commit(
+        self,
+        flow: FlowInstance,
+        change: Change,
+        *,
+        lease: Lease | None = None,
+        completes: list[Timer | Delivery] | list[Delivery] | list[Timer] | None = None,
+    ) -> FlowInstance:
+        """Stores a change in one transaction, applied to the newest value of the flow; returns what is stored then.
+
+        A flow can have two commits at once, of different steps: one drives it, an event arrives for another step that waits.
+        The second one gets `VersionConflict` and is applied again to what the first one stored. If its step has gone on
+        meanwhile (the event and the deadline came together), it has nothing to say any more.
+        """
+
+        async def write(uow: UnitOfWork) -> FlowInstance:
+            stored = await uow.advance(
+                change.apply(flow),
+                lease=lease,
+                put_states=change.put_states,
+                completes=completes or (),
+                events=change.events,
+            )
+            for result in await uow.flow_instances.add_many(change.children):
+                if result.error is not None:
+                    raise result.error
+            if stored.is_terminal and stored.parent_id is not None:
+                await self._tell_parent(uow, stored)
+            if change.effect is not None:
+                await self._effects.record(uow, change.effect)
+            return stored
+
+        while change.is_current(flow):
+            try:
+                return await self._store.run(write)
+            except VersionConflict:
+                flow = await self._store.flow_instances.get(flow.flow_instance_id)
+        return flow
+
+    async def _tell_parent(self, uow: UnitOfWork, child: FlowInstance) -> None:
+        """Publishes a child's result in the commit that ends it; the child's id makes it one event for ever."""
+        definition = await self._definition(child.flow_id, child.flow_version)
+        result = _outputs(child).get(definition.document.get("result", ""), {})
+        assert child.parent_id is not None  # noqa: S101 - for the type checker
+        await uow.correlations.publish(
+            _children_key(child.parent_id),
+            {"business_key": child.business_key, "status": child.status.value, "result": result},
+            event_id=str(child.flow_instance_id),
+            mode="fifo",
+        )
+
+    async def _rest(self, flow: FlowInstance, lease: Lease | None) -> FlowInstance:
+        """Suspends a running flow in which nothing is ready, for what its other steps wait for already."""
+        if flow.waits:
+            return await self._commit(flow, _REST, lease=lease)
+        step_id, timer_id = next(iter(flow.pending_timers.items()))
+        timer = await self._store.timers.find(timer_id)
+        if timer is None:  # it fired at this moment
+            return await self._store.flow_instances.get(flow.flow_instance_id)
+        rest = Change(
+            is_current=lambda flow: flow.pending_timers.get(step_id) == timer_id,
+            apply=lambda flow: flow.suspend_for_timer(step_id, due_at=timer.due_at),
+        )
+        return await self._commit(flow, rest, lease=lease)
+
+    async def _definition(self, flow_id: str, version: int | None = None) -> FlowDefinition:
+        # A deployed version never changes, so it is read once; the latest one is asked for each time.
+        found = self._definitions.get((flow_id, version)) if version is not None else None
+        if found is None:
+            found = await self._store.flow_definitions.get(flow_id, version)
+            self._definitions[flow_id, found.version] = found
+        return found
+
+    @contextmanager
+    def _reporting(self, claim: str, call: Call) -> Iterator[None]:
+        self._report("began", claim, call.flow, call.step.step_id)
+        try:
+            yield
+        except LeaseLost:
+            self._report("lost", claim, call.flow, call.step.step_id)
+            raise
+        self._report("committed", claim, call.flow, call.step.step_id)
+
+
+# Changes that are always the same, and the pieces that the others are made of
+
+
+def _retry(call: Call, failure: TemporaryFailure) -> Change:
+    """Counts the failure in the component state and suspends the step for a pause; fails the flow if no attempt is left."""
+    config, step_id = call.step.config, call.step.step_id
+    if call.attempt >= config.get("max_attempts", _MAX_ATTEMPTS):
+        return _fail(call, failure)
+    seconds = config.get("retry_seconds", _RETRY_SECONDS) * 2 ** (call.attempt - 1)
+    facts = {"step_id": step_id, "attempt": call.attempt, "error": str(failure)}
+    return Change(
+        is_current=_has_not_ended(step_id),
+        apply=lambda flow: flow.suspend_for_timer(step_id, after=timedelta(seconds=seconds)),
+        put_states={step_id: {"failures": call.attempt, "last_error": str(failure)}},
+        events=(NewEvent("demo.attempt_failed", facts),),
+    )
+
+
+def _fail(call: Call, failure: Exception) -> Change:
+    step_id, error = call.step.step_id, {"step_id": call.step.step_id, "reason": str(failure)}
+    return Change(
+        is_current=_has_not_ended(step_id),
+        apply=lambda flow: _awake(flow, step_id).fail_step(step_id, error).fail(error),
+    )
+
+
+def _skip(step_id: str) -> Change:
+    return Change(
+        is_current=_has_not_ended(step_id),
+        apply=lambda flow: _awake(flow, step_id).complete_step(step_id, {"skipped": True}),
+    )
+
+
+def _wait(flow: FlowInstance, step_id: str, wait: WaitForEvent) -> FlowInstance:
+    expires_at = None
+    if wait.expires_after is not None and flow.updated_at is not None:
+        expires_at = flow.updated_at + wait.expires_after  # the store's clock, not this machine's
+    waiting = flow.suspend_for_event(step_id, wait.correlation_key, expires_at=expires_at)
+    if wait.timer_after is not None:
+        # The same step waits for the timer too: whichever comes first resumes the step, and that drops the other.
+        waiting = waiting.suspend_for_timer(step_id, after=wait.timer_after)
+    return waiting
+
+
+def _suspend_again(flow: FlowInstance) -> FlowInstance:
+    step_id, correlation_key = next(iter(flow.waits.items()))
+    return flow.suspend_for_event(step_id, correlation_key)  # keeps the wait, and a delivery that has come for it
+
+
+def _awake(flow: FlowInstance, step_id: str) -> FlowInstance:
+    """Returns the flow RUNNING: a suspended one is resumed for this step; what other steps wait for stays."""
+    is_waiting = _is_waiting(flow, step_id) or flow.status is not FlowStatus.RUNNING
+    return flow.resume(step_id) if is_waiting else flow
+
+
+def _is_waiting(flow: FlowInstance, step_id: str) -> bool:
+    return step_id in flow.waits or step_id in flow.pending_timers
+
+
+def _still_waits(step_id: str) -> Callable[[FlowInstance], bool]:
+    return lambda flow: not flow.is_terminal and _is_waiting(flow, step_id)
+
+
+def _has_not_ended(step_id: str) -> Callable[[FlowInstance], bool]:
+    return lambda flow: not flow.is_terminal and step_id not in flow.step_results
+
+
+def _outputs(flow: FlowInstance) -> dict[str, Any]:
+    return {step_id: flow.step_results[step_id].outputs for step_id in flow.completed_steps}
+
+
+def _all_required_done(flow: FlowInstance, definition: FlowDefinition) -> bool:
+    done = flow.completed_steps
+    return all(step.step_id in done or step.config.get("optional") for step in definition.steps)
+
+
+def _children_key(parent_id: UUID) -> str:
+    return f"children/{parent_id}"
+
+
+_START = Change(
+    is_current=lambda flow: flow.status is FlowStatus.INITIALIZING,
+    apply=lambda flow: flow.start(),
+)
+_COMPLETE = Change(
+    is_current=lambda flow: not flow.is_terminal,
+    apply=lambda flow: (flow if flow.status is FlowStatus.RUNNING else flow.resume()).complete(),
+)
+_REST = Change(
+    is_current=lambda flow: flow.status is FlowStatus.RUNNING and bool(flow.waits),
+    apply=_suspend_again,
+)

@@ -1,0 +1,175 @@
+"""The rows of the memory store: immutable, with JSON as text, so that nobody outside can reach what is stored.
+
+Flows and timers are keyed by the integer of their UUID, which compares and hashes many times faster than the UUID and sorts alike.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple, TypeAlias
+from uuid import UUID
+
+from cascade_state.model.flow_status import FlowStatus, StepStatus
+from cascade_state.model.timers import TimerStatus
+
+__all__ = [
+    "BusinessKey",
+    "BusinessKeyRow",
+    "DefinitionKey",
+    "DefinitionRow",
+    "EventKey",
+    "EventRow",
+    "FlowKey",
+    "FlowRow",
+    "HistoryKey",
+    "HistoryRow",
+    "ResultRow",
+    "StateRow",
+    "StepKey",
+    "TimerKey",
+    "TimerRow",
+    "WaitKey",
+    "WaitRow",
+]
+
+DefinitionKey: TypeAlias = tuple[str, int]  # flow id, version
+FlowKey: TypeAlias = int  # the integer of the flow instance id
+TimerKey: TypeAlias = int  # the integer of the timer id
+StepKey: TypeAlias = tuple[FlowKey, str]  # flow, step id
+WaitKey: TypeAlias = tuple[str, FlowKey, str]  # correlation key, flow, step id
+EventKey: TypeAlias = tuple[str, str]  # correlation key, event id
+HistoryKey: TypeAlias = tuple[FlowKey, int]  # flow, sequence
+BusinessKey: TypeAlias = tuple[str, str]  # flow id, business key
+
+
+class DefinitionRow(NamedTuple):
+    """One version of a flow definition."""
+
+    flow_id: str
+    version: int
+    digest: str
+    content: str
+    deployed_at: datetime
+    undeployed_at: datetime | None = None
+
+
+class FlowRow(NamedTuple):
+    """A flow instance, without its step results."""
+
+    flow_instance_id: UUID
+    root_id: UUID
+    parent_id: UUID | None
+    flow_id: str
+    flow_version: int
+    status: FlowStatus
+    business_key: str | None
+    trigger_data: str
+    error: str | None
+    search_attributes: str
+    waits: str | None
+    pending_timers: str | None
+    version: int
+    event_count: int  # the last sequence used in the history
+    created_at: datetime
+    updated_at: datetime
+    completed_at: datetime | None
+    lease_holder: str | None = None
+    lease_token: int = 0
+    lease_expires_at: datetime | None = None
+
+
+class BusinessKeyRow(NamedTuple):
+    """Who holds a business key."""
+
+    flow_instance_id: UUID
+
+
+class ResultRow(NamedTuple):
+    """A step result."""
+
+    flow_key: FlowKey
+    step_id: str
+    status: StepStatus
+    outputs: str
+    error: str | None
+    attempt: int
+    completed_at: datetime | None
+
+
+class StateRow(NamedTuple):
+    """A component state."""
+
+    flow_instance_id: UUID
+    step_id: str
+    state: str
+    version: int
+    expires_at: datetime | None
+    updated_at: datetime
+
+
+class TimerRow(NamedTuple):
+    """A timer."""
+
+    timer_id: UUID
+    flow_instance_id: UUID
+    step_id: str
+    due_at: datetime
+    status: TimerStatus
+    attempts: int
+    max_attempts: int
+    payload: str
+    last_error: str | None = None
+    lease_holder: str | None = None
+    lease_token: int = 0
+    lease_expires_at: datetime | None = None
+
+
+class WaitRow(NamedTuple):
+    """A wait and, once an event was matched to it or its time is over, its delivery.
+
+    The delivered event is kept whole: one that is given up becomes a dead letter.
+    """
+
+    correlation_key: str
+    flow_instance_id: UUID
+    step_id: str
+    created_at: datetime
+    expires_at: datetime | None
+    lease_token: int
+    delivered_at: datetime | None = None  # None: it still waits
+    available_at: datetime | None = None  # a delivery that is not claimable before
+    event_id: str | None = None
+    payload: str | None = None
+    mode: str | None = None
+    published_at: datetime | None = None
+    ordinal: int = 0
+    timed_out: bool = False
+    attempts: int = 0
+    last_error: str | None = None
+    lease_holder: str | None = None
+    lease_expires_at: datetime | None = None
+
+
+class EventRow(NamedTuple):
+    """A published event: KEPT for whoever waits later, SEEN (remembered for deduplication), or DEAD."""
+
+    correlation_key: str
+    event_id: str
+    payload: str
+    mode: str
+    status: str
+    published_at: datetime
+    ordinal: int
+    expires_at: datetime
+    reason: str | None = None
+
+
+class HistoryRow(NamedTuple):
+    """A history event. `position` is its place in the feed, given by the commit."""
+
+    flow_instance_id: UUID
+    sequence: int
+    event_type: str
+    payload: str
+    recorded_at: datetime
+    position: int | None
