@@ -23,7 +23,7 @@ from cascade_state.abc.guards import Stage, StoreGuard
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.timers import Timers
 from cascade_state.abc.unit_of_work import UnitOfWork
-from cascade_state.errors import StoreUnavailable, TransactionAborted, UsageError
+from cascade_state.errors import StoreNotOpen, StoreUnavailable, TransactionAborted, UsageError
 from cascade_state.model.arguments import check_count
 from cascade_state.model.statistics import Statistics
 
@@ -63,6 +63,14 @@ class Store(Advancing, ABC):
         self.options = options
         self._limits = options.limits
         self._guard = StoreGuard()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            # A back end attaches the repositories when it opens: before that there are none.
+            if name in Store.__annotations__ and self._guard.stage is not Stage.OPEN:
+                raise StoreNotOpen
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     async def __aenter__(self) -> Self:
         if self._guard.stage is not Stage.NEW:

@@ -45,6 +45,14 @@ class UnitOfWork(Advancing, ABC):
         self._limits = limits
         self._guard = UnitOfWorkGuard(read_only=read_only)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # A back end attaches the repositories when it begins: before that there are none.
+            if name in UnitOfWork.__annotations__:
+                self._require_open()
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     async def __aenter__(self) -> UnitOfWork:
         if self._guard.stage is Stage.FINISHED:
             raise UnitOfWorkFinished

@@ -55,8 +55,9 @@ from cascade_state.demo.effects import Effect, Effects
 
 __all__ = ["Engine", "Report", "Stage"]
 
-Stage = Literal["began", "committed", "lost"]
-# Told when a component is about to be called under a claim, and what became of its answer.
+# What is reported: a component is about to be called under a claim; an effect is committed; all is committed and the
+# component's part is over; or the claim was lost and nothing is stored.
+Stage = Literal["began", "recorded", "committed", "lost"]
 Report = Callable[[Stage, str, FlowInstance, str], None]
 
 _MAX_ATTEMPTS = 5
@@ -263,9 +264,13 @@ class Engine:
 
         while change.is_current(flow):
             try:
-                return await self._store.run(write)
+                stored = await self._store.run(write)
             except VersionConflict:
                 flow = await self._store.flow_instances.get(flow.flow_instance_id)
+                continue
+            if change.effect is not None:
+                self._report("recorded", "", stored, change.effect.step_id)
+            return stored
         return flow
 
     async def _tell_parent(self, uow: UnitOfWork, child: FlowInstance) -> None:

@@ -39,18 +39,20 @@ class _Lock:
 
     def __init__(self) -> None:
         self.exclusive: LockOwner | None = None
-        self.shared: set[LockOwner] = set()
+        self.shared: set[LockOwner] = set()  # empty while somebody has it alone
 
-    def others(self, owner: LockOwner | None) -> set[LockOwner]:
+    def others(self, owner: LockOwner) -> set[LockOwner]:
         """Returns the holders besides `owner`."""
-        holders = self.shared if self.exclusive is None else {self.exclusive, *self.shared}
-        return holders - {owner} if owner is not None else set(holders)
+        holders = set(self.shared) if self.exclusive is None else {self.exclusive}
+        holders.discard(owner)
+        return holders
 
 
 class Locks:
     """The locks of one memory store."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self.held: dict[LockKey, _Lock] = {}
         self._waiting: dict[LockKey, list[asyncio.Future[None]]] = {}
 
@@ -88,15 +90,10 @@ class Locks:
         lock.shared.add(owner)
         owner.taken.append((key, False))
 
-    def is_free(self, key: LockKey, owner: LockOwner | None) -> bool:
+    def is_free(self, key: LockKey, owner: LockOwner) -> bool:
         """Tells whether nobody but `owner` holds the lock in any way."""
         lock = self.held.get(key)
         return lock is None or not lock.others(owner)
-
-    def is_shareable(self, key: LockKey) -> bool:
-        """Tells whether nobody has the lock alone."""
-        lock = self.held.get(key)
-        return lock is None or lock.exclusive is None
 
     def give_back(self, owner: LockOwner, mark: int = 0) -> None:
         """Gives back what `owner` took behind `mark`, an earlier length of `taken`, and wakes who waits for it."""
@@ -122,8 +119,11 @@ class Locks:
 
         Raises:
             TransactionAborted: Everybody would wait for ever: a holder waits, in the end, for a lock of `owner`.
+            UsageError: In another event loop than the one that opened the store; nobody could wake it there.
         """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if asyncio.get_running_loop() is not self._loop:
+            raise UsageError("this memory store was opened in another event loop; open one for each loop")
+        waiter: asyncio.Future[None] = self._loop.create_future()
         if owner is not None:
             if self._leads_to(owner, key):
                 raise TransactionAborted(reason="deadlock: units of work wait for each other")
@@ -142,20 +142,16 @@ class Locks:
 
     def _leads_to(self, owner: LockOwner, key: LockKey) -> bool:
         """Tells whether whoever waits for `key` waits, through any number of others, for `owner`."""
-        seen: set[LockOwner] = set()
-        keys = [key]
-        while keys:
-            lock = self.held.get(keys.pop())
-            for holder in () if lock is None else lock.others(None if keys else None):
-                if holder is owner:
-                    return True
-                if holder not in seen:
-                    seen.add(holder)
-                    if holder.waits_for is not None:
-                        keys.append(holder.waits_for)
+        lock = self.held.get(key)
+        unseen = [] if lock is None else list(lock.others(owner))
+        seen = set(unseen)
+        while unseen:
+            holder = unseen.pop()
+            if holder is owner:
+                return True
+            lock = None if holder.waits_for is None else self.held.get(holder.waits_for)
+            if lock is not None:
+                more = lock.others(holder) - seen
+                seen |= more
+                unseen += more
         return False
-
-
-def foreign_loop() -> UsageError:
-    """Returns the error for a store that is used in another event loop than the one that opened it."""
-    return UsageError("this memory store is open in another event loop; open one for each loop")

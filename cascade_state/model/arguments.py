@@ -6,7 +6,7 @@ sent.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from uuid import UUID
 
 from cascade_state.errors import InvalidArgument
@@ -72,10 +72,10 @@ def check_instant(value: object, argument: str) -> datetime:
         raise InvalidArgument(argument=argument, reason=f"must be a datetime, not {type(value).__name__}")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidArgument(argument=argument, reason="must be an aware datetime (with a time zone)")
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise InvalidArgument(argument=argument, reason="is outside what UTC can express") from None
+    if not 1 < value.year < MAXYEAR:
+        # The first and last instants of datetime are PostgreSQL's infinities to the driver, and come back without a zone.
+        raise InvalidArgument(argument=argument, reason=f"must lie between the years 2 and {MAXYEAR - 1}")
+    return value.astimezone(UTC)
 
 
 def check_optional_instant(value: object, argument: str) -> datetime | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
 from typing import Any
 
-from cascade_state.errors import InvalidDefinition
+from cascade_state.errors import InvalidArgument, InvalidDefinition
 from cascade_state.model import documents
 from cascade_state.model.arguments import check_key, check_text
 from cascade_state.types import JsonObject
@@ -115,8 +116,20 @@ class FlowDefinition:
             check_text(self.description, "description")
         if not self.steps and not self.document:
             raise InvalidDefinition(flow_id=self.flow_id, reason="has neither steps nor a document")
+        self._validate_objects()
         self._validate_steps()
         self._validate_order()
+
+    def _validate_objects(self) -> None:
+        objects: dict[str, object] = {"$.document": self.document}
+        if self.trigger is not None:
+            objects["$.trigger.config"] = self.trigger.config
+        for index, step in enumerate(self.steps):
+            objects[f"$.steps[{index}].input_mapping"] = step.input_mapping
+            objects[f"$.steps[{index}].config"] = step.config
+        for path, value in objects.items():
+            if not isinstance(value, Mapping):
+                raise InvalidArgument(argument="definition", path=path, reason="must be a JSON object")
 
     def _validate_steps(self) -> None:
         seen: set[str] = set()

@@ -63,7 +63,9 @@ class OwnTransaction:
                 self._transaction = await self.connection.begin()
                 self.driver = await start_on_wire(self.connection)
             except BaseException:
-                await run_to_completion(self._give_back())
+                # Cancelled within BEGIN, the server may be in a transaction that SQLAlchemy knows nothing of and would
+                # not roll back: this connection must not be used again.
+                await run_to_completion(_discard(self.connection))
                 raise
 
     async def _checked_out(self) -> AsyncConnection:

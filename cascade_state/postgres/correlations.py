@@ -33,7 +33,7 @@ class PostgresCorrelations(Correlations):
     async def _publish(self, publication: PlannedPublication) -> list[Delivery]:
         key = publication.correlation_key
         executor = self._executor
-        stored = await executor.fetch(
+        await executor.fetch(
             statements.PUBLISH,
             {
                 "now": executor.now(),
@@ -49,9 +49,10 @@ class PostgresCorrelations(Correlations):
                 "replaces": publication.replaces,
             },
         )
-        if not stored:
-            return []  # its id is remembered
+        # Also when its id is remembered: whoever published it first may have been stopped before the match.
         deliveries = await match_keys(executor, [key])
+        for delivery in deliveries:
+            executor.hint(executor.partition_of(delivery.flow_instance_id))
         return [delivery for delivery in deliveries if delivery.event_id == publication.event_id]
 
     # Claiming

@@ -15,10 +15,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import asyncpg
+from sqlalchemy import Text
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.sql import ClauseElement
 
-__all__ = ["CompiledStatement", "DriverConnection", "Record", "Statement", "StatementCache", "on_statement"]
+__all__ = [
+    "CompiledStatement",
+    "DriverConnection",
+    "InstantText",
+    "Record",
+    "Statement",
+    "StatementCache",
+    "on_statement",
+]
 
 DriverConnection: TypeAlias = "asyncpg.Connection[Record]"
 Record: TypeAlias = asyncpg.Record
@@ -28,6 +37,13 @@ _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]
 
 # Called with (name, SQL text) whenever a statement is compiled; the lint of the test suite listens.
 on_statement: list[Callable[[str, str], None]] = []
+
+
+class InstantText(Text):
+    """The type of a parameter that is an instant, which travels as ISO 8601 text.
+
+    The driver takes the first and the last instant that Python knows for minus infinity and infinity, in binary form.
+    """
 
 
 class Statement:
@@ -46,7 +62,7 @@ class Statement:
 class CompiledStatement:
     """SQL text with its parameters in order."""
 
-    __slots__ = ("_constants", "_names", "text")
+    __slots__ = ("_constants", "_instants", "_names", "text")
 
     def __init__(self, statement: Statement, schema: str | None) -> None:
         compiled = statement.build().compile(
@@ -57,13 +73,22 @@ class CompiledStatement:
         self.text = str(compiled)
         self._names: tuple[str, ...] = tuple(compiled.positiontup or ())  # type: ignore[attr-defined]
         self._constants: dict[str, Any] = {name: value for name, value in compiled.params.items() if value is not None}
+        binds = compiled.binds  # type: ignore[attr-defined]
+        self._instants = [
+            position for position, name in enumerate(self._names) if isinstance(binds[name].type, InstantText)
+        ]
         for listener in on_statement:
             listener(statement.name, self.text)
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """Returns the values in the order of the placeholders; constants of the statement fill in for missing ones."""
         constants = self._constants
-        return [values[name] if name in values else constants.get(name) for name in self._names]
+        arguments = [values[name] if name in values else constants.get(name) for name in self._names]
+        for position in self._instants:
+            instant = arguments[position]
+            if instant is not None:
+                arguments[position] = instant.isoformat()
+        return arguments
 
 
 class StatementCache:

@@ -65,6 +65,10 @@ class Executor(ABC):
         """Whether what others committed since the transaction began stays unseen (REPEATABLE READ and above)."""
         return False
 
+    @abstractmethod
+    def hint(self, partition_id: int) -> None:
+        """Notes that something in a partition may have become claimable, to be told to others once it is committed."""
+
     def now(self) -> datetime | None:
         """Returns the store's clock's instant to be bound as `now`; None lets the database's clock decide."""
         clock = self.options.clock
@@ -97,6 +101,10 @@ class ConnectionExecutor(Executor):
         super().__init__(options, statements)
         self._driver = driver
         self._has_old_snapshot = has_old_snapshot
+        self.hinted: set[int] = set()  # for the owner of the transaction, who knows when it is committed
+
+    def hint(self, partition_id: int) -> None:
+        self.hinted.add(partition_id)
 
     @property
     def has_old_snapshot(self) -> bool:

@@ -71,6 +71,7 @@ class PostgresFlowInstances(FlowInstances):
         for _ in range(_RACES):
             record = await self._written(plan)
             if record is not None:
+                self._hint(plan)
                 return plan.stored(record["written_at"])
             await diagnosis.raise_why_not_advanced(self._executor, plan)
         raise StoreError("timers of the flow kept being scheduled while it ended")
@@ -79,6 +80,7 @@ class PostgresFlowInstances(FlowInstances):
         record = await self._written(plan)
         if record is None:
             raise await diagnosis.why_not_added(self._executor, plan)
+        self._hint(plan)
         return plan.stored(record["written_at"])
 
     async def _written(self, plan: AdvancePlan) -> Record | None:
@@ -93,6 +95,11 @@ class PostgresFlowInstances(FlowInstances):
             return None
         await match_keys(self._executor, [wait.correlation_key for wait in plan.add_waits])
         return records[0]
+
+    def _hint(self, plan: AdvancePlan) -> None:
+        """Tells others where a timer or a wait may have become claimable."""
+        if plan.schedule or plan.add_waits:
+            self._executor.hint(self._executor.partition_of(plan.instance.flow_instance_id))
 
     async def _add_many(self, plans: Sequence[AdvancePlan]) -> list[AddResult]:
         results: list[AddResult] = []
@@ -111,6 +118,7 @@ class PostgresFlowInstances(FlowInstances):
         results = []
         for position, plan in enumerate(plans):
             if position in written:
+                self._hint(plan)
                 results.append(AddResult(instance=plan.stored(written[position])))
             else:
                 error: CascadeStateError = (

@@ -20,6 +20,7 @@ from cascade_state.postgres.connections import KeptConnections
 from cascade_state.postgres.direct import StatementCache
 from cascade_state.postgres.engine import driver_url, pooled_engine, shown_url, unpooled_engine
 from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.hints import HintSender
 from cascade_state.postgres.repositories import attach_repositories
 from cascade_state.postgres.statistics import read_statistics
 from cascade_state.postgres.store_executor import StoreExecutor
@@ -53,6 +54,7 @@ class PostgresStore(Store):
         self._unpooled: AsyncEngine
         self._keeping: AsyncEngine
         self._kept: KeptConnections
+        self._hints: HintSender | None
         self._executor: StoreExecutor
         self._statements = StatementCache(options.schema)
 
@@ -66,7 +68,7 @@ class PostgresStore(Store):
     @property
     def capabilities(self) -> Capabilities:
         """PostgreSQL outlives the process, is shared between processes, and runs the caller's SQL."""
-        return Capabilities(durable=True, cross_process=True, caller_sql=True, notify=False)
+        return Capabilities(durable=True, cross_process=True, caller_sql=True, notify=self.options.hints)
 
     @property
     def _address(self) -> str:
@@ -106,7 +108,8 @@ class PostgresStore(Store):
         self._unpooled = unpooled_engine(self._address, self.options)
         self._keeping = unpooled_engine(self._address, self.options, _KEPT_SETTINGS)
         self._kept = KeptConnections(self._keeping, _KEPT_CONNECTIONS)
-        self._executor = StoreExecutor(self.options, self._statements, self._engine, self._kept)
+        self._hints = HintSender(self._statements, self._kept) if self.options.hints else None
+        self._executor = StoreExecutor(self.options, self._statements, self._engine, self._kept, self._hints)
         attach_repositories(self, self._executor, self._guard, self._limits)
         try:
             await self._check_partition_count()
@@ -124,6 +127,8 @@ class PostgresStore(Store):
 
     async def _close(self) -> None:
         await self._executor.close()
+        if self._hints is not None:
+            await self._hints.close()
         await self._kept.close()
         await self._engine.dispose()
         await self._keeping.dispose()
@@ -132,7 +137,9 @@ class PostgresStore(Store):
             await asyncio.to_thread(self._server.stop)
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> OwnUnitOfWork:
-        return OwnUnitOfWork(self.options, self._statements, self._engine, isolation=isolation, read_only=read_only)
+        return OwnUnitOfWork(
+            self.options, self._statements, self._engine, isolation=isolation, read_only=read_only, hints=self._hints
+        )
 
     def _enlist(
         self, session_or_connection: AsyncSession | AsyncConnection

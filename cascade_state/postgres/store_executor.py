@@ -16,6 +16,7 @@ from cascade_state.postgres.connections import KeptConnections, OwnTransaction
 from cascade_state.postgres.direct import Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor, Executor
+from cascade_state.postgres.hints import HintSender
 from cascade_state.postgres.operations import Operation
 
 __all__ = ["StoreExecutor"]
@@ -29,11 +30,17 @@ class StoreExecutor(Executor):
     """Runs single statements on kept autocommit connections, coalesced, and several ones in a pooled transaction."""
 
     def __init__(
-        self, options: StoreOptions, statements: StatementCache, engine: AsyncEngine, kept: KeptConnections
+        self,
+        options: StoreOptions,
+        statements: StatementCache,
+        engine: AsyncEngine,
+        kept: KeptConnections,
+        hints: HintSender | None,
     ) -> None:
         super().__init__(options, statements)
         self._engine = engine
         self._kept = kept
+        self._hints = hints
         self._lines: dict[Operation[Any], Line[Any, Record | None]] = {}
 
     async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
@@ -69,6 +76,10 @@ class StoreExecutor(Executor):
     def in_transaction(self) -> bool:
         return False
 
+    def hint(self, partition_id: int) -> None:
+        if self._hints is not None:
+            self._hints.touch((partition_id,))
+
     async def close(self) -> None:
         """Waits for what is under way."""
         for line in self._lines.values():
@@ -91,8 +102,11 @@ class StoreExecutor(Executor):
         transaction = OwnTransaction(self._engine, options)
         await transaction.begin()
         try:
-            yield ConnectionExecutor(self.options, self.statements, transaction.driver)
+            executor = ConnectionExecutor(self.options, self.statements, transaction.driver)
+            yield executor
         except BaseException:
             await run_to_completion(transaction.rollback())
             raise
         await run_to_completion(transaction.commit())
+        if self._hints is not None:
+            self._hints.touch(executor.hinted)

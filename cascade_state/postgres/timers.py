@@ -115,6 +115,7 @@ class PostgresTimers(Timers):
         for _ in range(_RACES):
             record = await self._executor.one(_SCHEDULE, timer)
             if record is not None:
+                self._executor.hint(self._executor.partition_of(timer.flow_instance_id))
                 return scheduled_timer(timer, record["due_at"])
             existing = await self._existing(timer)
             if existing is not None:
@@ -140,6 +141,7 @@ class PostgresTimers(Timers):
         return bool(await self._executor.fetch(statements.CANCEL, self._identity(timer_id)))
 
     async def _reschedule(self, timer_id: UUID, due_at: datetime) -> Timer | None:
+        self._executor.hint(self._executor.partition_of(timer_id))
         return await self._one(statements.RESCHEDULE, {**self._identity(timer_id), "due_at": due_at})
 
     async def _revive(self, timer_id: UUID) -> Timer | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction
 
+from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.errors import UsageError
@@ -13,6 +14,7 @@ from cascade_state.postgres.connections import OwnTransaction, driver_of, start_
 from cascade_state.postgres.direct import StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor
+from cascade_state.postgres.hints import HintSender
 from cascade_state.postgres.repositories import attach_repositories
 
 __all__ = ["EnlistedUnitOfWork", "OwnUnitOfWork"]
@@ -26,19 +28,20 @@ class _SqlUnitOfWork(UnitOfWork):
         self._options = options
         self._statements = statements
         self._connection: AsyncConnection
+        self._executor: ConnectionExecutor
         self._sessions: list[AsyncSession] = []
 
     async def _attach(self, connection: AsyncConnection) -> None:
         self._connection = connection
         raw = await connection.get_raw_connection()
         isolation = getattr(raw.dbapi_connection, "isolation_level", None)  # the adapter's word; None: the default
-        executor = ConnectionExecutor(
+        self._executor = ConnectionExecutor(
             self._options,
             self._statements,
             await driver_of(connection),
             has_old_snapshot=isolation in ("repeatable_read", "serializable"),
         )
-        attach_repositories(self, executor, self._guard, self._limits)
+        attach_repositories(self, self._executor, self._guard, self._limits)
 
     async def _set_savepoint(self) -> AsyncTransaction:
         with translated():
@@ -78,8 +81,10 @@ class OwnUnitOfWork(_SqlUnitOfWork):
         *,
         isolation: str | None,
         read_only: bool,
+        hints: HintSender | None,
     ) -> None:
         super().__init__(options, statements, read_only=read_only)
+        self._hints = hints
         execution_options: dict[str, Any] = {}
         if isolation is not None:
             execution_options["isolation_level"] = isolation
@@ -99,6 +104,8 @@ class OwnUnitOfWork(_SqlUnitOfWork):
             await self._transaction.rollback()
             raise
         await self._transaction.commit()
+        if self._hints is not None:
+            self._hints.touch(self._executor.hinted)
 
     async def _rollback(self) -> None:
         await self._transaction.rollback()
@@ -129,7 +136,12 @@ class EnlistedUnitOfWork(_SqlUnitOfWork):
                     await connection.begin()
             if connection.dialect.driver != "asyncpg":
                 raise UsageError(f"enlist works on asyncpg, not on {connection.dialect.driver}")
-            await start_on_wire(connection)
+            try:
+                await start_on_wire(connection)
+            except BaseException:
+                # The server may be in a transaction that SQLAlchemy knows nothing of; it must not be used any further.
+                await run_to_completion(connection.invalidate())
+                raise
         await self._attach(connection)
 
     async def _commit(self) -> None:

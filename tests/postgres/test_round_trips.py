@@ -221,7 +221,8 @@ async def wire(database_url: str) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 async def store(wire: Wire, open_stores: Callable[..., AbstractAsyncContextManager[Store]]) -> AsyncIterator[Store]:
-    async with open_stores(wire.url) as store:
+    # Hints travel on their own, several operations in one, at a moment of their choosing.
+    async with open_stores(wire.url, hints=False) as store:
         yield store
 
 

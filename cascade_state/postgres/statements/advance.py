@@ -544,7 +544,28 @@ class _Builder:
             given.c.payload,
             advanced.c.written_at.label("recorded_at"),
         )
+        if not self._shape.is_new:
+            rows = rows.add_columns(self._feed_place().label("recorded_xid"))
         self._parts.append(_insert(flow_events, rows).cte("appended_events"))
+
+    def _feed_place(self) -> ColumnElement[int]:
+        """This transaction's id, or that of the flow's last event if that is higher.
+
+        A unit of work that began before the flow's last advance has a lower id than it; the feed, which is ordered by
+        this column, would then show the flow's events the wrong way round.
+        """
+        advanced, last = self._advanced, flow_events.alias("last_event")
+        before = (
+            select(last.c.recorded_xid)
+            .where(
+                last.c.partition_id == advanced.c.partition_id,
+                last.c.flow_instance_id == advanced.c.flow_instance_id,
+                last.c.sequence == advanced.c.event_base,
+            )
+            .correlate(advanced)
+            .scalar_subquery()
+        )
+        return func.greatest(func.pg_current_xact_id(), before)
 
     # How parts are made
 

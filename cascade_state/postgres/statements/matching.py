@@ -55,9 +55,7 @@ def _match(*, patient: bool) -> Select[Any]:
     )
     in_order = select(events, nth.label("nth")).where(events.c.mode == "broadcast").subquery("in_order")
     # The first of each key; SQLAlchemy 2.0 and 2.1 write DISTINCT ON in different ways.
-    broadcasts = (
-        select(*(in_order.c[item.name] for item in events.c)).where(in_order.c.nth == 1).cte("broadcasts")
-    )
+    broadcasts = select(*(in_order.c[item.name] for item in events.c)).where(in_order.c.nth == 1).cte("broadcasts")
     pairs = _pairs(events, waits, broadcasts)
     delivered = (
         update(wait)

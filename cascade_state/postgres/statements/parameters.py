@@ -35,6 +35,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import TypeEngine
 
+from cascade_state.postgres.direct import InstantText
+
 __all__ = [
     "BIGINT",
     "BOOLEAN",
@@ -65,11 +67,15 @@ JSON_DOCUMENT: TypeEngine[Any] = JSON()
 JSONB_DOCUMENT: TypeEngine[Any] = JSONB()
 
 # The instant of a statement: the store's clock when it has one, else the database's. STABLE: it may stand in an UPDATE.
-NOW: ColumnElement[datetime] = func.coalesce(bindparam("now", type_=INSTANT), func.statement_timestamp())
+NOW: ColumnElement[datetime] = func.coalesce(
+    cast(bindparam("now", type_=InstantText()), INSTANT), func.statement_timestamp()
+)
 
 
 def param(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """Returns a bound value. JSON travels as text, whatever codec the connection has for json."""
+    """Returns a bound value. JSON and instants travel as text, whatever codecs the connection has for them."""
+    if isinstance(type_, DateTime):
+        return cast(bindparam(name, type_=InstantText()), type_)
     if isinstance(type_, (JSON, JSONB)):
         return cast(bindparam(name, type_=TEXT), type_)
     return bindparam(name, type_=type_)

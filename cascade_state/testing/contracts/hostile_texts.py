@@ -19,7 +19,7 @@ __all__ = ["HostileTextsContract"]
 class HostileTextsContract(StoreContract):
     """Quotes, SQL, control characters and strange scripts are stored and found like any other text."""
 
-    def test_every_text_argument_of_the_public_face_is_used(self) -> None:
+    async def test_every_text_argument_of_the_public_face_is_used(self) -> None:
         used = set[str]().union(*(arguments for _, arguments in TEXT_USES.values()))
         assert used == set(text_arguments())
 

@@ -175,7 +175,7 @@ class TransactionsContract(StoreContract):
 
     # C-03
 
-    def test_the_table_of_calls_is_complete(self) -> None:
+    async def test_the_table_of_calls_is_complete(self) -> None:
         assert sorted(public_methods()) == sorted(CALLS)
 
     @rule("C-03")
