@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _lint_statements() -> Iterator[None]:
+    """Fails the test that sends a statement which breaks the rules for SQL."""
+    from tests.statement_watch import watched_statements
+
+    with watched_statements():
+        yield
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
     """A started PostgreSQL server, the same for all workers of a test run."""

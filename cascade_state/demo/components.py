@@ -1,8 +1,8 @@
 """What steps do. A component is told about one step (`Call`) and answers with an outcome; the engine stores it.
 
-Components never touch the store: whatever they did in the outside world may happen again after a crash (at least once), what
-they answer is stored exactly once. A component raises `TemporaryFailure` to be run again later, `PermanentFailure` to end
-the flow.
+Components never touch the store: whatever they did in the outside world may happen again after a crash (at
+least once), what they answer is stored exactly once. A component raises `TemporaryFailure` to be run again
+later, `PermanentFailure` to end the flow.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 
-class TemporaryFailure(Exception):  # noqa: N818 - says what it is
+class TemporaryFailure(Exception):
     """It did not work this time; run the step again later."""
 
 
-class PermanentFailure(Exception):  # noqa: N818 - says what it is
+class PermanentFailure(Exception):
     """It will never work; the flow fails."""
 
 
@@ -87,7 +87,7 @@ class WaitForTimer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartChildren:
-    """Child flows are started and the step waits for their results. `trigger_data` by the last part of the business key."""
+    """Child flows are started, the step waits for their results. `trigger_data` is by the end of the business key."""
 
     flow_id: str
     trigger_data: Mapping[str, JsonObject]

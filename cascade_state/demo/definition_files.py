@@ -1,7 +1,7 @@
 """The flow definitions of the demo, read from `definitions/*.json`.
 
-The files leave out what is empty, write a condition as its bare expression, and give a step that exists many times once
-with `repeat`; `run_after` a repeated step means after all of it.
+The files leave out what is empty, write a condition as its bare expression, and give a step that exists many
+times once with `repeat`; `run_after` a repeated step means after all of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def condition_holds(condition: Condition | None, outputs: JsonObject) -> bool:
 
 
 def resolved_inputs(step: StepDefinition, trigger_data: JsonObject, outputs: JsonObject) -> dict[str, Any]:
-    """Returns a step's inputs: `$trigger.<name>` and `$<step id>.<output>` replaced by their values, the rest as it is."""
+    """Returns a step's inputs: `$trigger.<name>` and `$<step id>.<output>` give way to values, the rest is literal."""
     sources = {"trigger": trigger_data, **outputs}
     return {name: _resolved(value, sources) for name, value in step.input_mapping.items()}
 

@@ -1,7 +1,7 @@
 """The books: an application table that is written in the same transaction as the step it belongs to.
 
-Nothing in it is unique. If the store let a step happen twice, its row would be there twice; if it lost one, the row would be
-missing. That is what the demo checks at the end.
+Nothing in it is unique. If the store let a step happen twice, its row would be there twice; if it lost one, the
+row would be missing. That is what the demo checks at the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine: takes a claimed flow, delivery or timer, calls components, and stores what they answer, one commit a step.
+"""The engine: takes a claimed flow, delivery or timer, calls components, stores their answers, one commit a step.
 
 Three entrances, one for each kind of claim:
 
@@ -6,11 +6,13 @@ Three entrances, one for each kind of claim:
 - `deliver(delivery)` goes on with the step that waited for an event;
 - `fire(timer)` goes on with the step that waited for a timer, or for its next attempt.
 
-The last two make one commit that leaves the flow RUNNING if there is more to do; whoever claims flows drives it on.
+The last two make one commit that leaves the flow RUNNING if there is more to do; whoever claims flows drives it
+on.
 
-Each of them is at least once: the process may die between the component's answer and the commit, and the next holder calls
-the component again. The commit is exactly once: status, result, component state, acknowledgement, child flows, published
-result and the application's own row are one transaction, and it is refused unless the claim and the version are current.
+Each of them is at least once: the process may die between the component's answer and the commit, and the next
+holder calls the component again. The commit is exactly once: status, result, component state, acknowledgement,
+child flows, published result and the application's own row are one transaction, and it is refused unless the
+claim and the version are current.
 """
 
 from __future__ import annotations
@@ -216,9 +218,7 @@ class Engine:
             case WaitForEvent():
                 return Change(is_current=is_current, apply=lambda flow: _wait(flow, step_id, outcome))
             case WaitForTimer(after=after):
-                return Change(
-                    is_current=is_current, apply=lambda flow: flow.suspend_for_timer(step_id, after=after)
-                )
+                return Change(is_current=is_current, apply=lambda flow: flow.suspend_for_timer(step_id, after=after))
             case StartChildren():
                 return Change(
                     is_current=is_current,
@@ -240,9 +240,10 @@ class Engine:
     ) -> FlowInstance:
         """Stores a change in one transaction, applied to the newest value of the flow; returns what is stored then.
 
-        A flow can have two commits at once, of different steps: one drives it, an event arrives for another step that waits.
-        The second one gets `VersionConflict` and is applied again to what the first one stored. If its step has gone on
-        meanwhile (the event and the deadline came together), it has nothing to say any more.
+        A flow can have two commits at once, of different steps: one drives it, an event arrives for another
+        step that waits. The second one gets `VersionConflict` and is applied again to what the first one
+        stored. If its step has gone on meanwhile (the event and the deadline came together), it has nothing to
+        say any more.
         """
 
         async def write(uow: UnitOfWork) -> FlowInstance:
@@ -322,7 +323,7 @@ class Engine:
 
 
 def _retry(call: Call, failure: TemporaryFailure) -> Change:
-    """Counts the failure in the component state and suspends the step for a pause; fails the flow if no attempt is left."""
+    """Counts the failure in the component state and suspends the step for a pause; after the last attempt, fails."""
     config, step_id = call.step.config, call.step.step_id
     if call.attempt >= config.get("max_attempts", _MAX_ATTEMPTS):
         return _fail(call, failure)

@@ -1,7 +1,7 @@
 """What must be true at the end, whatever happened in between: plan, store, books and workers' reports must agree.
 
-Each invariant is a function from the evidence to the problems it found; no problem means that it holds. Nothing here asks the
-store, so a test can plant a defect in the evidence and see it found.
+Each invariant is a function from the evidence to the problems it found; no problem means that it holds. Nothing
+here asks the store, so a test can plant a defect in the evidence and see it found.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _ENDINGS = {
 class WorkerLog:
     """What one worker process told of itself. Pairs are (business key, step id).
 
-    `recorded` counts effects whose commit had succeeded; `in_hand` is what it had begun and not finished when it ended, with
-    the kind of claim.
+    `recorded` counts effects whose commit had succeeded; `in_hand` is what it had begun and not finished when
+    it ended, with the kind of claim.
     """
 
     name: str
@@ -158,7 +158,9 @@ def _events_received_once(evidence: Evidence) -> tuple[str, list[str]]:
     results = {str(flow.flow_instance_id) for flow in evidence.flows if flow.parent_id is not None}
     must = expected | results
     problems = [f"event {event_id} reached nobody" for event_id in sorted(must - received.keys())]
-    problems += [f"event {event_id} came too late, yet was received" for event_id in sorted(received.keys() - must - possible)]
+    problems += [
+        f"event {event_id} came too late, yet was received" for event_id in sorted(received.keys() - must - possible)
+    ]
     problems += [f"event {event_id} was received {count} times" for event_id, count in received.items() if count > 1]
     return f"{len(received)} events", problems
 
@@ -231,7 +233,8 @@ def _leases_were_kept(evidence: Evidence) -> tuple[str, list[str]]:
             for _, in_hand_key, in_hand_step in log.in_hand
         )
         alone += not killed
-        if evidence.logs and began != 1 + killed:
+        # A worker killed between a commit and its report seems to have the step in hand still.
+        if evidence.logs and not 1 <= began <= 1 + killed:
             problems.append(f"{step} of {key} was called {began} times, {killed} of them by a killed worker")
     return f"{alone} calls longer than their lease", problems
 

@@ -1,7 +1,7 @@
 """What the demo starts, what happens to it from outside, and what must come of it.
 
-A scenario is made from a seed. It is the independent ledger: it never looks into the store, so whatever the store ends up
-with is compared with it.
+A scenario is made from a seed. It is the independent ledger: it never looks into the store, so whatever the
+store ends up with is compared with it.
 """
 
 from __future__ import annotations

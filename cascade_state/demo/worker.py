@@ -1,7 +1,8 @@
 """A worker process: claims deliveries, due timers and flows, and hands each to the engine.
 
-`python -m cascade_state.demo.worker URL` works until SIGTERM. Several may run on one store; what a dead one held is claimed
-by the others when its leases expire. Everything it does is told on standard output, one JSON document a line.
+`python -m cascade_state.demo.worker URL` works until SIGTERM. Several may run on one store; what a dead one
+held is claimed by the others when its leases expire. Everything it does is told on standard output, one JSON
+document a line.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class WorkerOptions:
 
     concurrency: int = 16  # answers from outside take most of the time, so more than cores
     lease_duration: timedelta = timedelta(seconds=1.5)  # what a dead worker held stays untouched for that long
-    poll_interval: timedelta = timedelta(milliseconds=40)  # how long an event or timer may lie when nothing else happens
+    poll_interval: timedelta = timedelta(
+        milliseconds=40
+    )  # how long an event or timer may lie when nothing else happens
 
 
 class Worker:

@@ -20,16 +20,21 @@ _STOP_SECONDS = 20.0
 _SHOWN_LINES = 40
 
 
-class WorkerFailed(Exception):  # noqa: N818 - says what it is
+class WorkerFailed(Exception):
     """A worker process ended by itself; the message has what it wrote to standard error."""
 
 
 class WorkerProcess:
-    """One worker process. `in_hand` is what it has begun and not finished, with the time it began at."""
+    """One worker process.
+
+    `in_hand` is what it has begun and not finished (claim, business key, step id), and since when;
+    `first_began` tells when it began each step for the first time. Both by this process's monotonic clock.
+    """
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self.in_hand: dict[tuple[str, str, str], float] = {}
+        self.first_began: dict[tuple[str, str], float] = {}
         self.killed = False
         self._process = process
         self._ready = asyncio.Event()
@@ -70,6 +75,11 @@ class WorkerProcess:
     def process_id(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.returncode is None
 
     def log(self) -> WorkerLog:
         """Returns what it told so far."""
@@ -119,9 +129,7 @@ class WorkerProcess:
         ready = asyncio.create_task(self._ready.wait())
         ended = asyncio.create_task(self._process.wait())
         try:
-            done, _ = await asyncio.wait(
-                (ready, ended), timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait((ready, ended), timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if ready not in done:
                 if ended in done:
                     await self._reading
@@ -133,7 +141,8 @@ class WorkerProcess:
     async def _read_reports(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - for the type checker
         async for line in self._process.stdout:
-            self._take_in(json.loads(line))
+            if line.endswith(b"\n"):  # not what a kill cut off
+                self._take_in(json.loads(line))
 
     def _take_in(self, report: dict[str, str]) -> None:
         what = report["what"]
@@ -142,6 +151,7 @@ class WorkerProcess:
         elif what == "began":
             self.in_hand[report["claim"], report["flow"], report["step"]] = time.monotonic()
             self._began[report["flow"], report["step"]] += 1
+            self.first_began.setdefault((report["flow"], report["step"]), time.monotonic())
         elif what == "recorded":
             self._recorded[report["flow"], report["step"]] += 1
         elif what in ("committed", "lost"):

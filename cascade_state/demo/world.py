@@ -1,4 +1,4 @@
-"""Everybody outside: it reads the store's feed of history events and publishes what the scenario plans, when it is time."""
+"""Everybody outside: reads the store's feed of history events and publishes what the scenario plans, in time."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ class World:
             for flow in self.scenario.flows
         ]
         self._plans = {
-            instance.flow_instance_id: flow
-            for instance, flow in zip(instances, self.scenario.flows, strict=True)
+            instance.flow_instance_id: flow for instance, flow in zip(instances, self.scenario.flows, strict=True)
         }
         for result in await self.store.flow_instances.add_many(instances):
             if result.error is not None:

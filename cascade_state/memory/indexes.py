@@ -1,6 +1,7 @@
 """Indexes of a table: which rows there are, in groups, in order.
 
-An index is told of every change of a row and derives from the row where it belongs; so an index can never disagree with its table.
+An index is told of every change of a row and derives from the row where it belongs; so an index can never
+disagree with its table.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class Index:
 
 
 class ClaimIndex(Index):
-    """What can be claimed, in its order: FREE rows, and apart from them BUSY ones, by the instant when they become free.
+    """What can be claimed: FREE rows in their order, and apart from them BUSY ones by when they become free.
 
-    Rows whose instant has come move to the free ones when somebody walks them, each once. So a claim looks neither at rows that
-    are held nor, again and again, at those that were. A walker checks each row itself, because a clock may have been set back.
+    Rows whose instant has come move to the free ones when somebody walks them, each once. So a claim looks
+    neither at rows that are held nor, again and again, at those that were. A walker checks each row itself,
+    because a clock may have been set back.
     """
 
     __slots__ = ()

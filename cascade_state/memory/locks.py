@@ -1,8 +1,9 @@
 """Row locks between the open units of work of one memory store, as PostgreSQL has them.
 
-A lock is held until its transaction ends. Nobody queues for one: whoever meets a lock waits until it is given back and then runs its
-whole call again, looking at everything afresh. So a waiter holds nothing that it waits for, and cancelling it leaves nothing
-behind. Waiters that wait for each other in a circle are found when the circle closes.
+A lock is held until its transaction ends. Nobody queues for one: whoever meets a lock waits until it is
+given back and then runs its whole call again, looking at everything afresh. So a waiter holds nothing that
+it waits for, and cancelling it leaves nothing behind. Waiters that wait for each other in a circle are
+found when the circle closes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["Blocked", "LockKey", "LockOwner", "Locks"]
 LockKey: TypeAlias = tuple[str, Hashable]  # the kind of thing, and which
 
 
-class Blocked(Exception):  # noqa: N818 - a signal inside this back end, no error; nobody outside sees it
+class Blocked(Exception):
     """Somebody else holds the lock; wait for it and run the call again."""
 
     def __init__(self, key: LockKey) -> None:
@@ -118,8 +119,8 @@ class Locks:
             owner: The transaction that waits; None: a call of its own, which holds nothing while it waits.
 
         Raises:
-            TransactionAborted: Everybody would wait for ever: a holder waits, in the end, for a lock of `owner`.
-            UsageError: In another event loop than the one that opened the store; nobody could wake it there.
+            TransactionAborted: Everybody would wait for ever: a holder waits, in the end, for `owner`.
+            UsageError: This is not the event loop that opened the store; nobody could wake it here.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise UsageError("this memory store was opened in another event loop; open one for each loop")

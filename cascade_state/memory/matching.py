@@ -1,7 +1,7 @@
 """Matching the events and the waits of one key. Whoever calls holds the key's lock.
 
-A new broadcast event goes to everybody who waits. All other events and the waits pair off one to one, each in order. What is
-expired takes no part in it.
+A new broadcast event goes to everybody who waits. All other events and the waits pair off one to one, each
+in order. What is expired takes no part in it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from cascade_state.memory.rows import EventRow, WaitRow
 from cascade_state.memory.schema import wait_key
 from cascade_state.memory.transaction import View
 
-__all__ = ["KEPT", "SEEN", "deliver_broadcast", "live_waits", "match_key"]
+__all__ = ["DEAD", "KEPT", "SEEN", "deliver_broadcast", "live_waits", "match_key"]
 
 KEPT = "KEPT"
 SEEN = "SEEN"
+DEAD = "DEAD"
 
 
 def live_waits(view: View, correlation_key: str, now: datetime) -> list[WaitRow]:

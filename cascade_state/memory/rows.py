@@ -1,6 +1,8 @@
-"""The rows of the memory store: immutable, with JSON as text, so that nobody outside can reach what is stored.
+"""The rows of the memory store.
 
-Flows and timers are keyed by the integer of their UUID, which compares and hashes many times faster than the UUID and sorts alike.
+They are immutable and hold JSON as text, so nobody outside can reach what is stored. Flows and timers are
+keyed by the integer of their UUID, which compares and hashes many times faster than the UUID and sorts
+alike.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ T = TypeVar("T")
 class Runner(ABC):
     """Runs calls. A call is a function of a view that does all its work without an await.
 
-    It may be run several times: each time it meets a lock, it is undone, the lock is waited for, and it begins again.
+    It may be run several times: each time it meets a lock, it is undone, the lock is waited for, and it
+    begins again.
     """
 
     @abstractmethod
@@ -32,10 +33,15 @@ class Runner(ABC):
 class StoreRunner(Runner):
     """Runs each call as a transaction of its own. It gives way to other tasks only when it has to wait for a lock."""
 
-    def __init__(self, data: MemoryData, clock: Clock) -> None:
-        self._data = data
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._direct = Direct(data, clock)
+        self._data: MemoryData
+        self._direct: Direct
+
+    def open(self, data: MemoryData) -> None:
+        """Begins to work on `data`."""
+        self._data = data
+        self._direct = Direct(data, self._clock)
 
     async def run(self, body: Callable[Concatenate[View, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         while True:

@@ -1,7 +1,8 @@
 """A sorted collection of tuples that stays fast when it is long.
 
-It is a list of short sorted lists. Adding and removing look for the short list and then inside it, so the cost hardly grows with
-the number of entries; adding at the end, which is what time-ordered keys do, is cheapest.
+It is a list of short sorted lists. Adding and removing look for the short list and then inside it, so the
+cost hardly grows with the number of entries; adding at the end, which is what time-ordered keys do, is
+cheapest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tables of rows with indexes, and layers of changes over them.
 
-`Table` holds rows. `LayeredTable` shows a table (or another layer) with some rows changed or hidden, without touching it: the writes
-of an open unit of work are one such layer, and what a snapshot remembers of rows that others have changed since is another.
-Both look alike to their readers.
+`Table` holds rows. `LayeredTable` shows a table (or another layer) with some rows changed or hidden,
+without touching it: the writes of an open unit of work are one such layer, and what a snapshot remembers of
+rows that others have changed since is another. Both look alike to their readers.
 """
 
 from __future__ import annotations

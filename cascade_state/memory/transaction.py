@@ -1,14 +1,16 @@
 """Transactions on a memory store.
 
-A `View` is what a call works on: the tables, the locks and the time. There are two. `Direct` writes to the committed tables, for a
-call that is a transaction of its own: such a call runs from beginning to end without giving way to another task, so it needs neither
-locks nor a copy of anything. `Transaction` is an open unit of work: it keeps its writes in layers over the tables and applies them
-when it commits, in one go. In both, a call that fails leaves nothing behind.
+A `View` is what a call works on: the tables, the locks and the time. There are two. `Direct` writes to the
+committed tables, for a call that is a transaction of its own: such a call runs from beginning to end
+without giving way to another task, so it needs neither locks nor a copy of anything. `Transaction` is an
+open unit of work: it keeps its writes in layers over the tables and applies them when it commits, in one
+go. In both, a call that fails leaves nothing behind.
 
-Isolation. READ COMMITTED: a call sees what is committed when it runs, and the transaction's own writes. REPEATABLE READ:
-the transaction sees what was committed when it began; meeting a row or key that another one has changed since raises
-`TransactionAborted` (the first updater wins). SERIALIZABLE: besides that, a transaction that has written cannot commit once anybody else
-has committed anything since it began; that is stricter than PostgreSQL, and truly serial.
+Isolation. READ COMMITTED: a call sees what is committed when it runs, and the transaction's own writes.
+REPEATABLE READ: the transaction sees what was committed when it began; meeting a row or key that another
+one has changed since raises `TransactionAborted` (the first updater wins). SERIALIZABLE: besides that, a
+transaction that has written cannot commit once anybody else has committed anything since it began; that is
+stricter than PostgreSQL, and truly serial.
 """
 
 from __future__ import annotations
@@ -149,7 +151,8 @@ class Transaction(LockOwner, View):
         self._is_aborted = False
         self._is_closed = False
         self._is_serializable = isolation == "SERIALIZABLE"
-        # Of a transaction that sees what was: the rows that others have changed since, as they were, and the locks they had.
+        # A transaction that sees what was keeps the rows that others have changed since as they were, and the locks
+        # that they had.
         self._is_snapshot = isolation in ("REPEATABLE READ", "SERIALIZABLE")
         self._remembered: dict[str, LayeredTable[Any, Any]] = {}
         self._overtaken: set[LockKey] = set()
@@ -178,7 +181,8 @@ class Transaction(LockOwner, View):
         """Runs one call; if it fails, it was never there, and the transaction goes on without it.
 
         Raises:
-            TransactionAborted: It lost against another one; it can only be rolled back now, at least to a savepoint.
+            TransactionAborted: It lost against another one; it can only be rolled back now, at least to a
+            savepoint.
         """
         self.check_usable()
         mark = self.mark()
@@ -202,7 +206,8 @@ class Transaction(LockOwner, View):
         """Applies all writes at once.
 
         Raises:
-            TransactionAborted: It was aborted before, or is serializable and was overtaken; nothing is applied.
+            TransactionAborted: It was aborted before, or is serializable and was overtaken; nothing is
+            applied.
         """
         try:
             self.check_usable()

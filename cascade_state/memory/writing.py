@@ -5,9 +5,7 @@ What can be refused is checked first, on what is visible; then the locks are tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 from cascade_state.errors import AlreadyExists, FlowDefinitionNotFound, FlowInstanceNotFound, LeaseLost, VersionConflict
 from cascade_state.memory.matching import match_key
@@ -26,12 +24,9 @@ from cascade_state.memory.transaction import View
 from cascade_state.model.advance import AdvancePlan, HeldDelivery, HeldTimer, PlannedTimer
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import StepStatus
-from cascade_state.model.leases import Lease
 from cascade_state.model.timers import TimerStatus
 
 __all__ = ["drop_timer", "drop_wait", "held_delivery_row", "held_timer_row", "is_alive", "new_timer_row", "write_plan"]
-
-_Leased = TypeVar("_Leased", FlowRow, TimerRow, WaitRow)
 
 
 def write_plan(view: View, plan: AdvancePlan) -> FlowInstance:
@@ -97,9 +92,7 @@ def _take_business_key(view: View, instance: FlowInstance) -> None:
     view.lock("business_keys", key)
     holder = view.business_keys.get(key)
     if holder is not None:
-        raise AlreadyExists(
-            entity="business key", key=instance.business_key, existing_id=holder.flow_instance_id
-        )
+        raise AlreadyExists(entity="business key", key=instance.business_key, existing_id=holder.flow_instance_id)
     view.business_keys.put(key, BusinessKeyRow(instance.flow_instance_id))
 
 
@@ -231,9 +224,7 @@ def _write_states(view: View, plan: AdvancePlan, flow_key: FlowKey, now: datetim
         view.lock("component_states", key)
         row = view.component_states.get(key)
         version = row.version + 1 if row is not None and is_alive(row, now) else 1
-        view.component_states.put(
-            key, StateRow(plan.instance.flow_instance_id, step_id, text, version, None, now)
-        )
+        view.component_states.put(key, StateRow(plan.instance.flow_instance_id, step_id, text, version, None, now))
     for step_id in plan.remove_states:
         key = (flow_key, step_id)
         if view.component_states.get(key) is not None:
@@ -313,15 +304,3 @@ def _append_events(view: View, plan: AdvancePlan, base: int, now: datetime) -> N
             (identity.int, sequence),
             HistoryRow(identity, sequence, event.event_type, event.payload, now, view.feed_position()),
         )
-
-
-def held_rows(rows: Iterable[_Leased]) -> list[_Leased]:
-    """Returns the rows as a list."""
-    return list(rows)
-
-
-def leased(row: _Leased, lease: Lease) -> _Leased:
-    """Returns a row under a lease."""
-    return row._replace(
-        lease_holder=lease.holder, lease_token=lease.token, lease_expires_at=lease.expires_at
-    )

@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+from cascade_state.errors import TransactionAborted
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.statements import removal as statements
 
 __all__ = ["purge", "remove"]
 
+_RACES = 20  # how often a removal gives way to advances of the flow at the same time
+
 
 async def remove(executor: Executor, flow_instance_id: UUID) -> bool:
     """Removes one flow; returns whether there was one."""
     values = {"partition_id": executor.partition_of(flow_instance_id), "flow_instance_id": flow_instance_id}
-    return bool(await executor.fetch(statements.REMOVE, values))
+    for _ in range(_RACES):
+        records = await executor.fetch(statements.REMOVE, values)
+        if not records:
+            return False
+        if records[0]["removed"]:
+            return True
+    raise TransactionAborted(reason="the flow kept being advanced while it was removed")
 
 
 async def purge(

@@ -50,8 +50,8 @@ class StoreExecutor(Executor):
             if error.sqlstate != _LOCK_TIMEOUT:
                 raise
         # The row is held by somebody for long. Wait for it on a connection that nobody else waits for.
-        async with self._transaction({}) as executor:
-            return await executor.fetch(statement, values)
+        async with self._transaction({}) as patient:
+            return await patient.fetch(statement, values)
 
     async def _fetch_kept(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
         kept = await self._kept.take()
@@ -67,7 +67,14 @@ class StoreExecutor(Executor):
         line = self._lines.get(operation)
         if line is None:
             line = self._lines[operation] = self._line(operation)
-        return await line.submit(item)
+        try:
+            return await line.submit(item)
+        except TransactionAborted as error:
+            if error.sqlstate != _LOCK_TIMEOUT:
+                raise
+        # Not in the line, which must not wait for one caller's row on behalf of the others.
+        async with self._transaction({}) as patient:
+            return await patient.one(operation, item)
 
     def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[Executor]:
         return self._transaction({"isolation_level": "REPEATABLE READ"} if snapshot else {})
@@ -89,9 +96,7 @@ class StoreExecutor(Executor):
         async def run(items: Sequence[Item]) -> list[Record | None]:
             statement, values = operation.prepare(items, self)
             results: list[Record | None] = [None] * len(items)
-            # A batch must not wait for a row on behalf of one caller: it fails, and is replayed one by one.
-            fetch = self.fetch if len(items) == 1 else self._fetch_kept
-            for record in await fetch(statement, values):
+            for record in await self._fetch_kept(statement, values):
                 results[record["item"]] = record
             return results
 

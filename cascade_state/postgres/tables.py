@@ -10,9 +10,9 @@ What holds for all of them, so that one schema serves one server and a distribut
 - Text compares by code point (collation "C") on every database, so orders, prefixes and cursors agree with
   memory's.
 - Documents are `json`, kept to the letter; only `search_attributes` is `jsonb`, because it is searched.
-- `Table.info["distribution"]` says where a table lies on a distributed engine; `Table.info["storage"]`
-  repeats the storage parameters that the migrations set, because SQLAlchemy has no place for them. Their
-  reasons are in `migrations/NOTES.md`.
+- `Table.info` says how a table lies on a distributed engine (`distribution`), whose partition its rows are in
+  (`partition_of`), and repeats the storage parameters that the migrations set (`storage`; their reasons are in
+  `migrations/NOTES.md`), because SQLAlchemy has no place for them.
 
 The migrations make these tables; a test compares what they make with what stands here. Only `postgres/` and
 the lint import this module.
@@ -74,6 +74,11 @@ metadata = MetaData(
 _REFERENCE = "reference"
 # Split by partition_id, every table in the same way, so that one partition of all of them lies on one node.
 _COLOCATED = "partition_id, colocated with flow_instances"
+
+
+def _spread_by(owner: str, storage: dict[str, str] | None = None) -> dict[str, Any]:
+    """What `Table.info` says of a distributed table: whose partition its rows lie in, and its storage parameters."""
+    return {"distribution": _COLOCATED, "partition_of": owner, "storage": storage or {}}
 
 
 class XID8(UserDefinedType[int]):
@@ -229,14 +234,14 @@ flow_instances = Table(
         postgresql_using="gin",
         postgresql_ops={"search_attributes": "jsonb_path_ops"},
     ),
-    info={
-        "distribution": _COLOCATED,
-        "storage": {
+    info=_spread_by(
+        "flow instance",
+        {
             "fillfactor": "80",
             "autovacuum_vacuum_scale_factor": "0.02",
             "autovacuum_analyze_scale_factor": "0.05",
         },
-    },
+    ),
 )
 
 step_results = Table(
@@ -253,7 +258,7 @@ step_results = Table(
     PrimaryKeyConstraint("partition_id", "flow_instance_id", "step_id"),
     _of_instance(),
     _one_of("status", "COMPLETED", "FAILED"),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("flow instance"),
 )
 
 component_states = Table(
@@ -268,7 +273,7 @@ component_states = Table(
     _instant("updated_at"),
     PrimaryKeyConstraint("partition_id", "flow_instance_id", "step_id"),
     _of_instance(),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("flow instance"),
 )
 
 _LIVE_TIMER = text("status IN ('PENDING', 'CLAIMED')")
@@ -305,14 +310,14 @@ timers = Table(
         "timer_id",
         postgresql_where=text("status = 'DEAD'"),
     ),
-    info={
-        "distribution": _COLOCATED,
-        "storage": {
+    info=_spread_by(
+        "flow instance",
+        {
             "fillfactor": "90",
             "autovacuum_vacuum_scale_factor": "0.01",
             "autovacuum_analyze_scale_factor": "0.02",
         },
-    },
+    ),
 )
 
 flow_events = Table(
@@ -337,7 +342,7 @@ flow_events = Table(
         "flow_instance_id",
         "sequence",
     ),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("flow instance"),
 )
 
 
@@ -382,14 +387,14 @@ correlations = Table(
         postgresql_where=text("status IN ('NEW', 'WAITING') AND expires_at IS NOT NULL"),
     ),
     Index("ix_correlations_new", "correlation_key", postgresql_where=text("status = 'NEW'")),  # left by a crash
-    info={
-        "distribution": _COLOCATED,
-        "storage": {
+    info=_spread_by(
+        "correlation key",
+        {
             "fillfactor": "80",
             "autovacuum_vacuum_scale_factor": "0.01",
             "autovacuum_analyze_scale_factor": "0.02",
         },
-    },
+    ),
 )
 
 early_events = Table(
@@ -417,7 +422,7 @@ early_events = Table(
         "event_id",
         postgresql_where=text("status = 'DEAD'"),
     ),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("correlation key"),
 )
 
 
@@ -440,7 +445,7 @@ idempotency_keys = Table(
         postgresql_where=text("flow_instance_id IS NOT NULL"),
     ),
     Index("ix_idempotency_keys_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("key"),
 )
 
 
@@ -454,7 +459,7 @@ workers = Table(
     _instant("heartbeat_at"),
     _json("metadata"),
     PrimaryKeyConstraint("partition_id", "replica_set", "worker_id"),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("worker id"),
 )
 
 partition_assignments = Table(
@@ -465,7 +470,7 @@ partition_assignments = Table(
     _text("owner", nullable=True),
     _bigint("generation"),
     PrimaryKeyConstraint("partition_id", "replica_set"),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("partition"),
 )
 
 feed_checkpoints = Table(
@@ -476,5 +481,5 @@ feed_checkpoints = Table(
     _text("position"),
     _instant("updated_at"),
     PrimaryKeyConstraint("partition_id", "consumer"),
-    info={"distribution": _COLOCATED},
+    info=_spread_by("partition"),
 )

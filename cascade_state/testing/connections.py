@@ -106,9 +106,7 @@ async def connect(url: str, *, application_name: str = "cascade_state testing") 
             url,
             timeout=_CONNECT_SECONDS,
             statement_cache_size=0,  # one-off commands; also right behind a pooler
-            server_settings={
-                "application_name": application_name.encode()[:_NAME_LIMIT].decode(errors="ignore")
-            },
+            server_settings={"application_name": application_name.encode()[:_NAME_LIMIT].decode(errors="ignore")},
         )
     try:
         yield connection

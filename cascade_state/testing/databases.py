@@ -100,9 +100,7 @@ class DatabaseCommands(ABC):
         """Tells whether a database of this name exists, finished or not."""
         async with connect(self.url) as connection:
             with translated(name):
-                found = await connection.fetchval(
-                    "SELECT 1 FROM pg_database WHERE datname = $1", checked_name(name)
-                )
+                found = await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", checked_name(name))
         return found is not None
 
     async def ensure_template_exists(
@@ -234,6 +232,4 @@ async def _in_use(connection: Connection, name: str) -> DatabaseInUse:
     rows = await connection.fetch(
         "SELECT pid, application_name FROM pg_stat_activity WHERE datname = $1 ORDER BY pid", name
     )
-    return DatabaseInUse(
-        database=name, connections=tuple((row["pid"], row["application_name"]) for row in rows)
-    )
+    return DatabaseInUse(database=name, connections=tuple((row["pid"], row["application_name"]) for row in rows))

@@ -67,7 +67,9 @@ def flow_definition(
         flow_id=unique("flow") if flow_id is None else flow_id,
         name=name,
         trigger=Trigger(trigger_type="manual"),
-        steps=tuple(step_definition(step_id, run_after=after) for step_id, after in zip(step_ids, before, strict=False)),
+        steps=tuple(
+            step_definition(step_id, run_after=after) for step_id, after in zip(step_ids, before, strict=False)
+        ),
         document={} if document is None else document,
         version=version,
         deployed_at=None if version is None else _INSTANT,

@@ -5,12 +5,14 @@ It looks at SQLAlchemy's metadata and needs no database:
 - D1 every table has a primary key, and each key, unique constraint and unique index of a distributed table begins with
   `partition_id`.
 - D2 `partition_id` is an ordinary integer, never null, never generated, of the same type everywhere.
-- D3 a foreign key leads to a reference table, or is (partition_id, flow_instance_id) to flow_instances ON DELETE CASCADE;
-  tables whose partition is that of a key have none. Every constraint is named as its kind says, in at most 63 bytes.
+- D3 a foreign key leads to a reference table, or is (partition_id, flow_instance_id) to flow_instances ON DELETE
+  CASCADE; tables whose partition is not that of a flow have none. Every constraint is named as its kind says, in at
+  most 63 bytes.
 - D4 no native enum, no sequence, no identity, no trigger.
 - D5 no table names a schema.
 
-`Table.info["distribution"]` tells reference tables from distributed ones. Tests import this module, and nothing else does.
+`Table.info` tells reference tables from distributed ones (`distribution`), and whose partition a row lies in
+(`partition_of`). Tests import this module, and nothing else does.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ def _check_column(column: Column[object]) -> Iterator[tuple[str, str, str]]:
     subject = f"{column.table.name}.{column.name}"
     if isinstance(column.type, Enum) and column.type.native_enum:
         yield "D4", subject, "is a native enum; use text and a CHECK"
-    if column.identity is not None or column.default is not None and column.default.is_sequence:
+    if column.identity is not None or (column.default is not None and column.default.is_sequence):
         yield "D4", subject, "takes its value from a sequence"
     if column is column.table.autoincrement_column:
         yield "D4", subject, "would become a serial column"
@@ -139,10 +141,8 @@ def _check_foreign_key(table: Table, key: ForeignKeyConstraint) -> Iterator[tupl
     referred = tuple(element.column.name for element in key.elements)
     if (target.name, tuple(key.column_keys)) != _OWNER or referred != _OWNER[1] or key.ondelete != "CASCADE":
         yield "D3", subject, "is neither to a reference table nor (partition_id, flow_instance_id) ON DELETE CASCADE"
-    elif [column.name for column in table.primary_key.columns][:1] != [
-        _PARTITION
-    ] or "correlation_key" in table.columns:
-        yield "D3", subject, "lies in the partition of a key, often on another node than the flow"
+    elif table.info.get("partition_of") != "flow instance":
+        yield "D3", subject, "may lie on another node than the flow"
 
 
 def _named(table: Table, item: Constraint | Index) -> str:

@@ -183,9 +183,7 @@ def _chosen_server() -> PostgresServer:
     if choice == "system":
         return PostgresServer(server=_throw_away_server(directory, system_only=True, remove=True))
     if not choice.isdecimal():
-        raise ServerUnavailable(
-            reason=f"CASCADE_TEST_POSTGRES is {choice!r}; it must be a version or 'system'"
-        )
+        raise ServerUnavailable(reason=f"CASCADE_TEST_POSTGRES is {choice!r}; it must be a version or 'system'")
     return PostgresServer(server=_throw_away_server(directory, version=int(choice), remove=True))
 
 

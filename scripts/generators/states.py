@@ -38,7 +38,7 @@ PLACES = {
 }
 BOX_HEIGHT = 52
 WIDE = {FlowStatus.RUNNING: 210, FlowStatus.WAITING_FOR_EVENT: 270, FlowStatus.WAITING_FOR_TIMER: 270}
-APART = 11  # half the distance between the ways there and back
+APART = 13  # half the distance between the ways there and back
 
 Point = tuple[float, float]
 Moves = dict[tuple[FlowStatus, FlowStatus], list[str]]
@@ -94,7 +94,7 @@ def _edge(drawing: Drawing, source: FlowStatus, target: FlowStatus, names: list[
 
 def _picture(moves: Moves) -> str:
     drawing = Drawing(WIDTH, HEIGHT, "States of a flow instance")
-    to_end = {FlowStatus.FAILED, FlowStatus.CANCELLED}
+    to_end = (FlowStatus.FAILED, FlowStatus.CANCELLED)
     for (source, target), names in moves.items():
         if target not in to_end and source is not target:
             _edge(drawing, source, target, names, both_ways=(target, source) in moves)

@@ -46,22 +46,28 @@ class Reader:
         """
         assert block.language in LANGUAGES, f"{block.place}: the language {block.language!r} is not known here"
         if block.language == "python" and block.title:
-            with (self.directory / block.title).open("a", encoding="utf-8") as file:
-                file.write(self._here(block.text))
-            compile(block.source, block.place, "exec")
+            self._append(block.title, block.text)
+            compile(block.source, block.place, "exec", dont_inherit=True)
         elif block.language == "python":
             await self._run_code(block)
         elif block.language == "console":
             for command, output in commands(block.text):
                 self._run_command(command, output, block)
         elif block.title:
-            (self.directory / block.title).write_text(self._here(block.text), encoding="utf-8")
+            self._append(block.title, block.text)
+
+    def _append(self, name: str, text: str) -> None:
+        file = self.directory / name
+        file.parent.mkdir(exist_ok=True)
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(self._here(text))
 
     def _here(self, text: str) -> str:
         return text.replace(URL_IN_PAGES, self.url)
 
     async def _run_code(self, block: Block) -> None:
-        code = compile(self._here(block.source), block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code = compile(self._here(block.source), block.place, "exec", flags, dont_inherit=True)
         result = eval(code, self.names)  # noqa: S307 - the project's own pages
         if inspect.isawaitable(result):
             await result
@@ -76,7 +82,7 @@ class Reader:
             assert program in _CHECKED, f"{block.place}: nobody checks {program!r}"
             _CHECKED[program](arguments, block.place)
             return
-        where = self.directory if program in ("python", "pytest") else ROOT
+        where = ROOT if program == "alembic" else self.directory
         done = subprocess.run(
             [*_EXECUTED[program], *arguments],
             cwd=where,
@@ -105,6 +111,7 @@ def commands(text: str) -> list[tuple[str, str]]:
 
 _EXECUTED = {
     "alembic": [sys.executable, "-m", "alembic"],
+    "cp": ["cp"],
     "pytest": [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"],
     "python": [sys.executable, "-W", "error"],
 }

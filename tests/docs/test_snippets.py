@@ -39,7 +39,7 @@ async def test_a_page_works_as_it_stands(
     async with open_store(url) as store:
         await store.migrate()
         for page in pages:
-            reader.names = {"store": store}
+            reader.names = {"__name__": "page", "store": store}
             for block in blocks(page):
                 await reader.follow(block)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
-    CTE,
     ColumnElement,
     Select,
     Text,
@@ -21,10 +20,10 @@ from sqlalchemy import (
 )
 
 from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.statements.parameters import BIGINT, INSTANT, INTEGER, TEXT, UUID_VALUE, param
+from cascade_state.postgres.statements.parameters import BIGINT, INSTANT, INTEGER, UUID_VALUE, looked_up, param
 from cascade_state.postgres.tables import correlations, flow_instances, idempotency_keys
 
-__all__ = ["COUNT_PURGEABLE", "PURGE", "REMOVE", "REMOVE_OF_DEFINITION"]
+__all__ = ["COUNT_PURGEABLE", "PURGE", "REMOVE"]
 
 flow = flow_instances
 
@@ -53,17 +52,27 @@ def _removed(*conditions: ColumnElement[bool]) -> Select[Any]:
     return select(gone.c.flow_instance_id).add_cte(keys, waits)
 
 
-REMOVE = Statement(
-    "flow_instances.remove",
-    lambda: _removed(
+def _remove() -> Select[Any]:
+    """Removes one flow; `version` is what the snapshot has of it, and `removed` whether it was removed.
+
+    Waits that were stored since this statement's snapshot are invisible to it, and no foreign key takes them along. So a
+    flow whose row (read afresh under its lock) is at another version than in the snapshot is left alone, and the
+    caller tries again with a new snapshot.
+    """
+    seen = flow_instances.alias("seen")
+    is_meant = and_(
+        seen.c.partition_id == param("partition_id", INTEGER),
+        seen.c.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+    )
+    gone = _removed(
         flow.c.partition_id == param("partition_id", INTEGER),
         flow.c.flow_instance_id == param("flow_instance_id", UUID_VALUE),
-    ),
-)
-REMOVE_OF_DEFINITION = Statement(
-    "flow_instances.remove_of_definition",
-    lambda: _removed(flow.c.flow_id == param("flow_id", TEXT), flow.c.flow_version == param("version", INTEGER)),
-)
+        flow.c.version == select(seen.c.version).where(is_meant).scalar_subquery(),
+    )
+    return select(seen.c.version, exists(gone).label("removed")).where(is_meant)
+
+
+REMOVE = Statement("flow_instances.remove", _remove)
 
 
 def _purgeable(source: Any) -> ColumnElement[bool]:
@@ -91,7 +100,8 @@ def _old() -> Select[Any]:
 
 
 def _purge() -> Select[Any]:
-    old: CTE = _old().with_for_update(skip_locked=True).cte("old")
+    locked = _old().with_for_update(skip_locked=True).cte("locked")
+    old = looked_up(locked, {"partition_id": INTEGER, "flow_instance_id": UUID_VALUE}, "old")
     return _removed(flow.c.partition_id == old.c.partition_id, flow.c.flow_instance_id == old.c.flow_instance_id)
 
 

@@ -18,7 +18,6 @@ from sqlalchemy import (
     and_,
     case,
     cast,
-    column,
     delete,
     func,
     literal_column,
@@ -39,6 +38,7 @@ from cascade_state.postgres.statements.parameters import (
     NOW,
     TEXT,
     UUID_VALUE,
+    looked_up,
     param,
     relation,
     scalars,
@@ -217,13 +217,7 @@ def _claim_due() -> Any:
         .with_for_update(skip_locked=True)
         .cte("locked")
     )
-    # The planner takes a bound limit for a tenth of the table, and would read all of it to find the locked
-    # rows again. It takes an array for a few elements, and looks each of them up.
-    due = (
-        func.unnest(_array_of(locked.c.partition_id), _array_of(locked.c.timer_id))
-        .table_valued(column("partition_id", INTEGER), column("timer_id", UUID_VALUE))
-        .render_derived(name="due")
-    )
+    due = looked_up(locked, _IDENTITY, "due")
     worn_out = _timer.attempts >= _timer.max_attempts
     return (
         update(timers)
@@ -238,10 +232,6 @@ def _claim_due() -> Any:
         )
         .returning(*timer_columns())
     )
-
-
-def _array_of(selected: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.array(select(selected).scalar_subquery())
 
 
 CLAIM_DUE = Statement("timers.claim_due", _claim_due)

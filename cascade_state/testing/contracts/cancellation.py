@@ -182,9 +182,7 @@ class CancellationContract(StoreContract):
         await self.cancelled_at_every_await(operate, check)
 
     @rule("C-02")
-    async def test_cancelled_while_waiting_for_another_transaction(
-        self, store: Store, narrow_store: Store
-    ) -> None:
+    async def test_cancelled_while_waiting_for_another_transaction(self, store: Store, narrow_store: Store) -> None:
         flow = await factories.add_flow(store)
         async with store.begin() as uow:
             mine = await uow.advance(flow.complete_step("charge"))

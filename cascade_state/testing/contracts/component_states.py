@@ -21,7 +21,9 @@ class ComponentStatesContract(StoreContract):
     """put, get, find, remove and list."""
 
     @rule("C-20")
-    async def test_put_returns_the_state_at_its_version(self, store: Store, other_store: Store, clock: FrozenClock) -> None:
+    async def test_put_returns_the_state_at_its_version(
+        self, store: Store, other_store: Store, clock: FrozenClock
+    ) -> None:
         flow = await factories.add_flow(store)
         first = await store.component_states.put(flow.flow_instance_id, "charge", {"attempts": 1})
         assert (first.version, first.updated_at, first.expires_at) == (1, clock.now(), None)

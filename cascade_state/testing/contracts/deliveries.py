@@ -114,9 +114,7 @@ class DeliveriesContract(StoreContract):
         assert len(await claim_deliveries(other_store)) == 1
 
     @rule("C-34")
-    async def test_concurrent_claimers_share_deliveries_without_overlap(
-        self, store: Store, other_store: Store
-    ) -> None:
+    async def test_concurrent_claimers_share_deliveries_without_overlap(self, store: Store, other_store: Store) -> None:
         for number in range(12):
             await _delivered(store, f"parcel-{number}")
         claims = [
@@ -131,9 +129,7 @@ class DeliveriesContract(StoreContract):
     async def test_an_acknowledgement_commits_with_its_effect(self, store: Store, clock: FrozenClock) -> None:
         flow = await _delivered(store, payload={"status": "delivered"})
         (delivery,) = await claim_deliveries(store)
-        flow = await store.advance(
-            flow.resume().complete_step("ship", delivery.payload), completes=[delivery]
-        )
+        flow = await store.advance(flow.resume().complete_step("ship", delivery.payload), completes=[delivery])
         clock.advance(LEASE)
         assert await claim_deliveries(store) == []
         stored = await store.flow_instances.get(flow.flow_instance_id)
@@ -393,9 +389,7 @@ class TimeOutsContract(StoreContract):
         assert (delivery.timed_out, delivery.attempts) == (True, 1)
 
     @rule("C-35")
-    async def test_two_claimers_get_a_time_out_once(
-        self, store: Store, other_store: Store, clock: FrozenClock
-    ) -> None:
+    async def test_two_claimers_get_a_time_out_once(self, store: Store, other_store: Store, clock: FrozenClock) -> None:
         for number in range(10):
             await factories.add_flow(store, waits_for=f"parcel-{number}", expires_at=clock.now())
         claims = [self.started(claim_deliveries(target)) for target in (store, other_store, store, other_store)]

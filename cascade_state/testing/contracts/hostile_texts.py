@@ -34,7 +34,20 @@ class HostileTextsContract(StoreContract):
 
     @rule("C-12")
     async def test_texts_that_look_alike_are_different_keys(self, store: Store) -> None:
-        texts = ["é", "e\u0301", "E\u0301", "ss", "ß", "SS", "a", "A", "a ", " a", "a\u200b", "а"]  # the last is Cyrillic
+        texts = [
+            "é",
+            "e\u0301",
+            "E\u0301",
+            "ss",
+            "ß",
+            "SS",
+            "a",
+            "A",
+            "a ",
+            " a",
+            "a\u200b",
+            "а",
+        ]  # the last is Cyrillic
         definition = await factories.deploy_flow_definition(store)
         flows = {text: await factories.add_flow(store, definition, business_key=text) for text in texts}
         for text, flow in flows.items():

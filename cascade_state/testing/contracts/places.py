@@ -215,14 +215,17 @@ PLACES: Mapping[str, Place] = {
     "put_states": Place(_put_states, "put_states", "$.charge"),
     "schedule.payload": Place(_scheduled, "payload"),
     "step.config": Place(
-        _definition_with(lambda definition, value: _with_step(definition, config=value), lambda found: found.steps[0].config),
+        _definition_with(
+            lambda definition, value: _with_step(definition, config=value), lambda found: found.steps[0].config
+        ),
         "definition",
         "$.steps[0].config",
         objects_only=True,
     ),
     "step.input_mapping": Place(
         _definition_with(
-            lambda definition, value: _with_step(definition, input_mapping=value), lambda found: found.steps[0].input_mapping
+            lambda definition, value: _with_step(definition, input_mapping=value),
+            lambda found: found.steps[0].input_mapping,
         ),
         "definition",
         "$.steps[0].input_mapping",

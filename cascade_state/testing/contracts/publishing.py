@@ -389,7 +389,9 @@ class EarlyEventsContract(StoreContract):
 class PublishModesContract(StoreContract):
     """Who gets an event, and what is kept (C-32)."""
 
-    async def _waiting(self, store: Store, clock: FrozenClock, count: int, key: str = "parcel-77") -> list[FlowInstance]:
+    async def _waiting(
+        self, store: Store, clock: FrozenClock, count: int, key: str = "parcel-77"
+    ) -> list[FlowInstance]:
         """Returns flows that wait for the key, the oldest first."""
         definition = await factories.deploy_flow_definition(store)
         flows = []

@@ -172,14 +172,19 @@ _BAD_INSTANTS: dict[str, Any] = {
 
 _DURATIONS: Mapping[str, tuple[str, Use]] = {
     "claim": ("lease_duration", lambda on, flow, value: on.flow_instances.claim("w", lease_duration=value)),
-    "claim_delivered": ("lease_duration", lambda on, flow, value: on.correlations.claim_delivered("w", lease_duration=value)),
+    "claim_delivered": (
+        "lease_duration",
+        lambda on, flow, value: on.correlations.claim_delivered("w", lease_duration=value),
+    ),
     "claim_due": ("lease_duration", lambda on, flow, value: on.timers.claim_due("w", lease_duration=value)),
     "renew": ("lease_duration", lambda on, flow, value: on.flow_instances.renew([], value)),
     "renew a delivery": ("lease_duration", lambda on, flow, value: on.correlations.renew([], value)),
     "renew a timer": ("lease_duration", lambda on, flow, value: on.timers.renew([], value)),
     "retry a delivery": (
         "after",
-        lambda on, flow, value: on.correlations.retry(factories.delivery(held=factories.lease()), after=value, error=""),
+        lambda on, flow, value: on.correlations.retry(
+            factories.delivery(held=factories.lease()), after=value, error=""
+        ),
     ),
     "retry a timer": (
         "after",
@@ -447,7 +452,9 @@ class RefusedValuesContract(StoreContract):
         definition = await factories.deploy_flow_definition(store)
         fine = factories.running_flow(definition)
         with pytest.raises(InvalidArgument) as caught:
-            await store.flow_instances.add_many([fine, replace(factories.running_flow(definition), business_key="\x00")])
+            await store.flow_instances.add_many(
+                [fine, replace(factories.running_flow(definition), business_key="\x00")]
+            )
         assert caught.value.argument == "business_key"
         assert await store.flow_instances.count() == 0
         with pytest.raises(FlowInstanceNotFound):

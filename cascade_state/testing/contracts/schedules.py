@@ -1,8 +1,8 @@
 """Actors whose steps run in an order that a test chooses: concurrency without chance.
 
-Each actor is one unit of work: begin, operations, commit (or rollback). `run_schedule` lets the actors take their steps in
-the given order. A step that has to wait for another actor's transaction does so while the others go on; its own later
-steps follow it. So every order of steps can be tried, on back ends that block as well as on those that do not.
+Each actor is one unit of work: begin, operations, commit (or rollback). `run_schedule` lets the actors take their
+steps in the given order. A step that has to wait for another actor's transaction does so while the others go on; its
+own later steps follow it. So every order can be tried, on back ends that block as well as on those that do not.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from cascade_state.abc import Store, UnitOfWork
@@ -29,7 +30,7 @@ class Actor:
         self._uow = store.begin()
         self._operations = operations
         self._steps: deque[Callable[[], Awaitable[object]]] = deque(
-            [self._begin, *(lambda operation=operation: operation(self._uow) for operation in operations), self._end]
+            [self._begin, *(partial(operation, self._uow) for operation in operations), self._end]
         )
         self._latest: asyncio.Task[None] | None = None
 
@@ -67,13 +68,25 @@ class Actor:
             await self._uow.rollback()
 
 
-async def run_schedule(test: StoreContract, actors: Sequence[Actor], schedule: Iterable[int]) -> None:
-    """Runs all steps of the actors; the schedule names the actor of each step by its place in `actors`."""
+async def run_schedule(
+    test: StoreContract,
+    actors: Sequence[Actor],
+    schedule: Iterable[int],
+    *,
+    after_each: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    """Runs all steps of the actors; the schedule names the actor of each step by its place in `actors`.
+
+    Args:
+        after_each: Called after every step, done or blocked: somebody who watches.
+    """
     tasks: list[asyncio.Task[None]] = []
     try:
         for place in schedule:
             tasks.append(actors[place].take_step())
             await test.settled(*(task for task in tasks if not task.done()))
+            if after_each is not None:
+                await test.finished(after_each())
         for task in tasks:
             await test.finished(task)
         assert all(actor.is_finished for actor in actors), "the schedule does not run every actor to its end"

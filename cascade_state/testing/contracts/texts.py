@@ -78,7 +78,16 @@ def text_arguments() -> Iterator[str]:
                 for argument in signature(method).parameters:
                     if argument in hints and argument not in ("cursor", "after") and _is_text(hints[argument]):
                         yield f"{repository}.{name}.{argument}"
-    for kind in (Condition, FlowDefinition, FlowInstanceFilter, NewEvent, ScheduleTimer, StepDefinition, Trigger, DeadLetter):
+    for kind in (
+        Condition,
+        FlowDefinition,
+        FlowInstanceFilter,
+        NewEvent,
+        ScheduleTimer,
+        StepDefinition,
+        Trigger,
+        DeadLetter,
+    ):
         assert is_dataclass(kind)
         hints = get_type_hints(kind)
         for item in fields(kind):
@@ -237,7 +246,9 @@ async def _state(store: Store, other: Store, text: str) -> None:
     flow = await store.advance(flow, put_states={text: {"a": 2}})
     assert (await other.component_states.get(flow.flow_instance_id, text)).state == {"a": 2}
     await store.advance(flow, remove_states=[text])
-    assert [state.step_id for state in await other.component_states.list_for_instance(flow.flow_instance_id)] == [other_step]
+    assert [state.step_id for state in await other.component_states.list_for_instance(flow.flow_instance_id)] == [
+        other_step
+    ]
 
 
 async def _documents(store: Store, other: Store, text: str) -> None:

@@ -127,7 +127,9 @@ class ValuesContract(StoreContract):
             assert returned is None or exact(returned) == exact(expected), label
 
     @rule("C-10")
-    @pytest.mark.parametrize("place", ["complete_step.outputs", "component_states.put.state", "correlations.publish.payload"])
+    @pytest.mark.parametrize(
+        "place", ["complete_step.outputs", "component_states.put.state", "correlations.publish.payload"]
+    )
     @_EXAMPLES
     @given(document=_DOCUMENTS)
     async def test_any_document_is_read_as_written(
@@ -236,7 +238,9 @@ class ValuesContract(StoreContract):
         assert (await other_store.timers.get(timer.timer_id)).due_at == moved.due_at
 
     @rule("C-10")
-    async def test_the_times_of_a_flow_are_the_clocks(self, store: Store, other_store: Store, clock: FrozenClock) -> None:
+    async def test_the_times_of_a_flow_are_the_clocks(
+        self, store: Store, other_store: Store, clock: FrozenClock
+    ) -> None:
         clock.set(datetime(2031, 2, 3, 4, 5, 6, 789_012, tzinfo=UTC))
         flow = await factories.add_flow(store, waits_for="parcel-77", expires_at=clock.now() + LEASE)
         created_at = clock.now()

@@ -1,0 +1,241 @@
+"""What a run is told as: one JSON document, and the same for people."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from cascade_state import FlowEvent, FlowInstance, JsonObject
+from cascade_state.demo.invariants import Evidence, ending_of
+from cascade_state.demo.run import Run
+from cascade_state.demo.scenario import Moment
+
+__all__ = ["document_of", "lines_of"]
+
+_SHOWN_PROBLEMS = 5
+_DETAILS = ("step_id", "correlation_key", "attempt", "error")
+
+
+def document_of(run: Run) -> JsonObject:
+    """Returns the run as a JSON document."""
+    return {
+        "ok": run.is_good,
+        "seed": run.options.seed,
+        "server_version": run.server_version,
+        "seconds": {name: round(value, 2) for name, value in run.seconds.items()},
+        "flows": {"started": len(run.scenario.flows), "all": sum(1 for _ in run.scenario.all_flows())},
+        "outcomes": _outcomes(run.evidence),
+        "counts": _counts(run),
+        "kill": _kill(run),
+        "invariants": [
+            {
+                "name": verdict.name,
+                "holds": verdict.holds,
+                "detail": verdict.detail,
+                "problems": list(verdict.problems),
+            }
+            for verdict in run.verdicts
+        ],
+        "timeline": _timeline(run),
+    }
+
+
+def lines_of(document: JsonObject) -> list[str]:
+    """Returns the document as lines for people."""
+    lines = ["", "Outcomes", *_outcome_lines(document["outcomes"])]
+    lines += ["", "What happened", *_count_lines(document)]
+    lines += ["", f"Timeline of {document['timeline']['business_key']} ({document['timeline']['story']})"]
+    lines += _timeline_lines(document["timeline"]["events"])
+    lines += ["", "Invariants", *_invariant_lines(document["invariants"])]
+    seconds = document["seconds"]
+    broken = sum(not item["holds"] for item in document["invariants"])
+    verdict = "All invariants hold." if document["ok"] else f"{broken} invariant(s) broke."
+    lines += ["", f"{verdict} {seconds['total']:.1f} s in all, {seconds['work']:.1f} s of them work."]
+    return lines
+
+
+# The document
+
+
+def _outcomes(evidence: Evidence) -> list[JsonObject]:
+    flows: Counter[tuple[str, str]] = Counter((plan.flow_id, plan.story) for plan in evidence.scenario.all_flows())
+    statuses: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    as_predicted: Counter[tuple[str, str]] = Counter()
+    for plan, flow in evidence.pairs():
+        statuses[plan.flow_id, plan.story][flow.status.value] += 1
+        as_predicted[plan.flow_id, plan.story] += ending_of(plan, flow) is not None
+    return [
+        {
+            "flow_id": flow_id,
+            "story": story,
+            "flows": count,
+            "as_predicted": as_predicted[flow_id, story],
+            "statuses": dict(statuses[flow_id, story]),
+        }
+        for (flow_id, story), count in sorted(flows.items())
+    ]
+
+
+def _counts(run: Run) -> JsonObject:
+    published = run.world.published
+    told = Counter(event.event_type for events in run.evidence.history.values() for event in events)
+    received = [item for item in run.evidence.effects if item.event_id is not None]
+    not_arrived = Counter(
+        flow.flow_id
+        for flow in run.evidence.flows
+        for step_id in ("pick-up", "verdict")
+        if flow.step_output(step_id, "arrived") is False
+    )
+    return {
+        "steps_done": sum(item.what == "done" for item in run.evidence.effects),
+        "history_events": sum(told.values()),
+        "events_before_the_flow": published[Moment.BEFORE],
+        "events_after_the_wait": published[Moment.WAITING] + published[Moment.REMINDED],
+        "events_at_the_deadline": published[Moment.DEADLINE],
+        "events_after_the_end": published[Moment.ENDED],
+        "events_duplicate": run.world.duplicates,
+        "events_received": len(received),
+        "attempts_failed": told["demo.attempt_failed"],
+        "steps_failed_for_good": told["step.failed"],
+        "deadlines_by_timer": not_arrived["order"],
+        "deadlines_by_expiry": not_arrived["review"],
+        "reminders": sum(flow.step_output("remind", "reminded", False) for flow in run.evidence.flows),
+        "children_started": sum(flow.parent_id is not None for flow in run.evidence.flows),
+    }
+
+
+def _kill(run: Run) -> JsonObject | None:
+    kill = run.kill
+    if kill is None:
+        return None
+    seconds = kill.recovered_seconds
+    return {
+        "worker": kill.worker,
+        "process_id": kill.process_id,
+        "after_seconds": round(kill.after_seconds, 2),
+        "held": [{"claim": claim, "flow": key, "step": step} for claim, key, step in kill.held],
+        "begun_again": [{"flow": key, "step": step} for key, step in kill.again],
+        "recovered_seconds": None if seconds is None else round(seconds, 2),
+    }
+
+
+def _timeline(run: Run) -> JsonObject:
+    """Returns the history of the most eventful flow, at best one that the killed worker held."""
+    held = set() if run.kill is None else {key for _, key, _ in run.kill.held}
+    stories = {plan.business_key: plan.story for plan in run.scenario.all_flows()}
+
+    def interest(flow: FlowInstance) -> tuple[bool, bool, int]:
+        events = run.evidence.history.get(flow.flow_instance_id, ())
+        kinds = {event.event_type for event in events}
+        return 0 < len(events) <= 40, flow.business_key in held, len(kinds)
+
+    chosen = max(run.evidence.flows, key=interest, default=None)
+    if chosen is None:
+        return {"business_key": None, "story": None, "events": []}
+    workers = {item.step_id: item.worker for item in run.evidence.effects if item.business_key == chosen.business_key}
+    events = run.evidence.history.get(chosen.flow_instance_id, ())
+    return {
+        "business_key": chosen.business_key,
+        "story": stories.get(chosen.business_key or ""),
+        "events": [_timeline_event(event, events[0].recorded_at, workers) for event in events],
+    }
+
+
+def _timeline_event(event: FlowEvent, begun_at: datetime, workers: dict[str, str]) -> JsonObject:
+    payload = event.payload or {}
+    by_worker = workers.get(payload.get("step_id", "")) if event.event_type == "step.completed" else None
+    return {
+        "sequence": event.sequence,
+        "seconds": round((event.recorded_at - begun_at).total_seconds(), 3),
+        "event_type": event.event_type,
+        **{name: payload[name] for name in _DETAILS if payload.get(name) is not None},
+        **({"worker": by_worker} if by_worker else {}),
+    }
+
+
+# For people
+
+
+def _outcome_lines(outcomes: list[JsonObject]) -> list[str]:
+    rows = [("flow", "story", "flows", "ended as", "as predicted")]
+    for item in outcomes:
+        statuses = ", ".join(f"{status} {count}" for status, count in sorted(item["statuses"].items()))
+        good = item["as_predicted"] == item["flows"]
+        rows.append(
+            (
+                item["flow_id"],
+                item["story"],
+                str(item["flows"]),
+                statuses,
+                f"{_mark(good)} {item['as_predicted']}",
+            )
+        )
+    return _table(rows, right=(2,))
+
+
+def _count_lines(document: JsonObject) -> list[str]:
+    counts, kill = document["counts"], document["kill"]
+    lines = [
+        f"  {document['flows']['all']} flows ({counts['children_started']} of them children) did "
+        f"{counts['steps_done']:,} steps and left {counts['history_events']:,} history events",
+        f"  events published: {counts['events_before_the_flow']} before their flow existed, "
+        f"{counts['events_after_the_wait']} after the wait, {counts['events_at_the_deadline']} at the deadline, "
+        f"{counts['events_after_the_end']} after the end; {counts['events_duplicate']} of them duplicates",
+        f"  {counts['attempts_failed']} attempts failed and were repeated, {counts['steps_failed_for_good']} steps "
+        "failed for good",
+        f"  deadlines that passed: {counts['deadlines_by_timer']} told by a timer, {counts['deadlines_by_expiry']} by "
+        f"an expired wait; {counts['reminders']} reminders sent",
+    ]
+    if kill is None:
+        return [*lines, "  no worker was killed"]
+    held = sorted({item["flow"] for item in kill["held"]})
+    shown = ", ".join(held[:6]) + (f" and {len(held) - 6} more" if len(held) > 6 else "")
+    lines.append(
+        f"  {kill['worker']} was killed after {kill['after_seconds']:.1f} s; it held {len(held)} flows: {shown}"
+    )
+    if kill["recovered_seconds"] is not None:
+        lines.append(
+            f"  its successor began {len(kill['begun_again'])} of those steps again, the last one "
+            f"{kill['recovered_seconds']:.1f} s after the kill"
+        )
+    return lines
+
+
+def _timeline_lines(events: list[JsonObject]) -> list[str]:
+    rows = []
+    for event in events:
+        details: list[Any] = [event[name] for name in _DETAILS if name in event and name != "attempt"]
+        attempt = f"attempt {event['attempt']}" if event.get("attempt", 1) != 1 or "error" in event else ""
+        worker = f"by {event['worker']}" if "worker" in event else ""
+        text = "  ".join(filter(None, (*map(str, details), attempt, worker)))
+        rows.append((str(event["sequence"]), f"+{event['seconds']:.3f} s", event["event_type"], text))
+    return _table(rows, right=(0, 1))
+
+
+def _invariant_lines(invariants: list[JsonObject]) -> list[str]:
+    lines = []
+    for item in invariants:
+        lines.append(f"  {_mark(item['holds'])} {item['name']} ({item['detail']})")
+        problems = item["problems"]
+        lines += [f"      {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
+        if len(problems) > _SHOWN_PROBLEMS:
+            lines.append(f"      … and {len(problems) - _SHOWN_PROBLEMS} more")
+    return lines
+
+
+def _table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _mark(good: bool) -> str:
+    return "✓" if good else "✗"
