@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.store import Store
@@ -82,7 +81,7 @@ def open_store(
 
 
 def _back_end(url: str) -> Any:
-    scheme = urlsplit(url).scheme if isinstance(url, str) else ""
+    scheme = url.partition("://")[0].lower() if isinstance(url, str) else ""
     try:
         module, name = _BACK_ENDS[scheme]
     except KeyError:

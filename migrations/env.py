@@ -110,16 +110,12 @@ def options() -> dict[str, Any]:
 def report(*, ctx: Any, step: Any, **_: Any) -> None:
     """Tells a person at the command line which revision was applied; a program hears nothing."""
     if config.cmd_opts is not None and not ctx.as_sql:
-        config.print_stdout(
-            "%s %s", "upgraded to" if step.is_upgrade else "downgraded from", step.up_revision_id
-        )
+        config.print_stdout("%s %s", "upgraded to" if step.is_upgrade else "downgraded from", step.up_revision_id)
 
 
 def run_offline() -> None:
     """Writes the SQL instead of running it."""
-    context.configure(
-        dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options()
-    )
+    context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options())
     with context.begin_transaction():
         if schema is not None:
             quoted = context.get_context().dialect.identifier_preparer.quote(schema)
@@ -137,15 +133,11 @@ def run_online() -> None:
         run(migrate_with(given))
     else:
         # The driver reads the address itself, so everything that libpq knows works.
-        connect = {
-            "dsn": driver_address(),
-            "server_settings": {"application_name": "cascade_state migrations"},
-        }
-        run(
-            migrate_with(
-                create_async_engine("postgresql+asyncpg://", connect_args=connect, poolclass=NullPool)
-            )
-        )
+        address = driver_address()
+        connect: dict[str, Any] = {"dsn": address, "server_settings": {"application_name": "cascade_state migrations"}}
+        if "," in address and "target_session_attrs" not in address:
+            connect["target_session_attrs"] = "read-write"  # several hosts: the one that is not a standby
+        run(migrate_with(create_async_engine("postgresql+asyncpg://", connect_args=connect, poolclass=NullPool)))
 
 
 async def migrate_with(engine: AsyncEngine) -> None:
@@ -182,9 +174,7 @@ def migrate(connection: Connection) -> None:
 @contextmanager
 def alone(connection: Connection, *, joined: bool) -> Iterator[None]:
     """Holds the migration lock; inside a transaction of the caller's, until that one ends."""
-    acquire = (func.pg_try_advisory_xact_lock if joined else func.pg_try_advisory_lock)(
-        literal(LOCK_KEY, BigInteger)
-    )
+    acquire = (func.pg_try_advisory_xact_lock if joined else func.pg_try_advisory_lock)(literal(LOCK_KEY, BigInteger))
     cancelled = config.attributes.get("cancelled")
     deadline = time.monotonic() + config.attributes.get("lock_wait_seconds", LOCK_WAIT_SECONDS)
     while not connection.scalar(select(acquire)):

@@ -15,7 +15,7 @@ down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
-# A distributed engine must not spread one transaction's DDL over parallel connections; elsewhere this says nothing.
+# A distributed engine must not spread one transaction's DDL over parallel connections; others ignore it.
 SEQUENTIAL = "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"
 
 

@@ -17,43 +17,46 @@ claim and the version are current.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any, Literal
-from uuid import UUID
 
 from cascade_state import (
     Delivery,
     FlowDefinition,
     FlowInstance,
     FlowStatus,
-    JsonObject,
     Lease,
     LeaseLost,
-    NewEvent,
     StepDefinition,
     Store,
     Timer,
     UnitOfWork,
     VersionConflict,
 )
+from cascade_state.demo.changes import (
+    COMPLETE,
+    START,
+    SUSPEND_AGAIN,
+    Change,
+    children_key,
+    failure_change,
+    outcome_change,
+    retry_change,
+    running_if_ready,
+    skip_change,
+    timer_again_change,
+)
 from cascade_state.demo.components import (
     Call,
     Component,
-    Done,
-    KeepWaiting,
     Outcome,
     PermanentFailure,
-    RunAgain,
     StartChildren,
     TemporaryFailure,
-    WaitForEvent,
-    WaitForTimer,
 )
 from cascade_state.demo.definition_files import condition_holds, resolved_inputs
-from cascade_state.demo.effects import Effect, Effects
+from cascade_state.demo.effects import Effects
 
 __all__ = ["Engine", "Report", "Stage"]
 
@@ -61,21 +64,6 @@ __all__ = ["Engine", "Report", "Stage"]
 # component's part is over; or the claim was lost and nothing is stored.
 Stage = Literal["began", "recorded", "committed", "lost"]
 Report = Callable[[Stage, str, FlowInstance, str], None]
-
-_MAX_ATTEMPTS = 5
-_RETRY_SECONDS = 0.2  # before the second attempt; doubled for each one after it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What one commit does to a flow, as pure functions of it, so that it can be applied again to a newer value."""
-
-    is_current: Callable[[FlowInstance], bool]
-    apply: Callable[[FlowInstance], FlowInstance]
-    put_states: Mapping[str, JsonObject] | None = None
-    events: tuple[NewEvent, ...] = ()
-    children: tuple[FlowInstance, ...] = ()
-    effect: Effect | None = None
 
 
 class Engine:
@@ -112,11 +100,11 @@ class Engine:
         flow = claimed
         while not flow.is_terminal:
             if flow.status is FlowStatus.INITIALIZING:
-                flow = await self._commit(flow, _START, lease=claimed.lease)
+                flow = await self._commit(flow, START, lease=claimed.lease)
             elif ready := flow.ready_steps(definition):
                 flow = await self._run_step(flow, ready[0], claimed.lease)
             elif _all_required_done(flow, definition):
-                flow = await self._commit(flow, _COMPLETE, lease=claimed.lease)
+                flow = await self._commit(flow, COMPLETE, lease=claimed.lease)
             elif flow.status is FlowStatus.RUNNING:
                 flow = await self._rest(flow, claimed.lease)
             else:
@@ -133,7 +121,7 @@ class Engine:
         component = self._components[call.step.component_type]
         with self._reporting("delivery", call):
             outcome = await component.on_delivery(call, delivery)
-            change = self._change(call, outcome, delivery=delivery)
+            change = outcome_change(call, outcome, worker=self._worker, event_id=delivery.event_id)
             await self._commit(flow, change, completes=[delivery])
 
     async def fire(self, timer: Timer) -> None:
@@ -146,23 +134,25 @@ class Engine:
         component = self._components[call.step.component_type]
         with self._reporting("timer", call):
             outcome = await component.on_timer(call)
-            await self._commit(flow, self._change(call, outcome), completes=[timer])
+            change = outcome_change(call, outcome, worker=self._worker)
+            await self._commit(flow, change, completes=[timer])
 
     # One step
 
     async def _run_step(self, flow: FlowInstance, step: StepDefinition, lease: Lease | None) -> FlowInstance:
         if not condition_holds(step.condition, _outputs(flow)):
-            return await self._commit(flow, _skip(step.step_id), lease=lease)
+            return await self._commit(flow, skip_change(step.step_id), lease=lease)
         call = await self._call(flow, step.step_id)
         with self._reporting("flow", call):
             try:
                 outcome = await self._components[step.component_type].run(call)
             except TemporaryFailure as failure:
-                change = _retry(call, failure)
+                change = retry_change(call, failure)
             except PermanentFailure as failure:
-                change = _fail(call, failure)
+                change = failure_change(call, failure)
             else:
-                change = self._change(call, outcome, await self._children(call, outcome))
+                children = await self._children(call, outcome)
+                change = outcome_change(call, outcome, worker=self._worker, children=children)
             return await self._commit(flow, change, lease=lease)
 
     async def _call(self, flow: FlowInstance, step_id: str) -> Call:
@@ -182,52 +172,6 @@ class Engine:
             for name, trigger_data in outcome.trigger_data.items()
         )
 
-    def _change(
-        self,
-        call: Call,
-        outcome: Outcome,
-        children: tuple[FlowInstance, ...] = (),
-        *,
-        delivery: Delivery | None = None,
-    ) -> Change:
-        """Returns the commit that stores a component's answer."""
-        step_id = call.step.step_id
-        event_id = None if delivery is None else delivery.event_id
-        done = Effect(
-            business_key=call.flow.business_key or "",
-            step_id=step_id,
-            what="done",
-            event_id=event_id,
-            worker=self._worker,
-        )
-        is_current = _still_waits(step_id) if _is_waiting(call.flow, step_id) else _has_not_ended(step_id)
-        match outcome:
-            case Done(outputs=outputs, amount=amount):
-                return Change(
-                    is_current=is_current,
-                    apply=lambda flow: _awake(flow, step_id).complete_step(step_id, outputs),
-                    effect=replace(done, amount=amount),
-                )
-            case KeepWaiting(state=state):
-                return Change(
-                    is_current=is_current,
-                    apply=lambda flow: flow.resume(step_id).suspend_for_event(step_id, flow.waits[step_id]),
-                    put_states={step_id: state},
-                    effect=replace(done, what="received"),
-                )
-            case WaitForEvent():
-                return Change(is_current=is_current, apply=lambda flow: _wait(flow, step_id, outcome))
-            case WaitForTimer(after=after):
-                return Change(is_current=is_current, apply=lambda flow: flow.suspend_for_timer(step_id, after=after))
-            case StartChildren():
-                return Change(
-                    is_current=is_current,
-                    apply=lambda flow: flow.suspend_for_event(step_id, _children_key(flow.flow_instance_id)),
-                    children=children,
-                )
-            case RunAgain():
-                return Change(is_current=is_current, apply=lambda flow: flow.resume(step_id))
-
     # Committing
 
     async def _commit(
@@ -236,7 +180,7 @@ class Engine:
         change: Change,
         *,
         lease: Lease | None = None,
-        completes: list[Timer | Delivery] | list[Delivery] | list[Timer] | None = None,
+        completes: Iterable[Timer | Delivery] = (),
     ) -> FlowInstance:
         """Stores a change in one transaction, applied to the newest value of the flow; returns what is stored then.
 
@@ -245,13 +189,14 @@ class Engine:
         stored. If its step has gone on meanwhile (the event and the deadline came together), it has nothing to
         say any more.
         """
+        definition = await self._definition(flow.flow_id, flow.flow_version)
 
         async def write(uow: UnitOfWork) -> FlowInstance:
             stored = await uow.advance(
-                change.apply(flow),
+                running_if_ready(change.apply(flow), definition),
                 lease=lease,
                 put_states=change.put_states,
-                completes=completes or (),
+                completes=completes,
                 events=change.events,
             )
             for result in await uow.flow_instances.add_many(change.children):
@@ -280,7 +225,7 @@ class Engine:
         result = _outputs(child).get(definition.document.get("result", ""), {})
         assert child.parent_id is not None  # noqa: S101 - for the type checker
         await uow.correlations.publish(
-            _children_key(child.parent_id),
+            children_key(child.parent_id),
             {"business_key": child.business_key, "status": child.status.value, "result": result},
             event_id=str(child.flow_instance_id),
             mode="fifo",
@@ -289,16 +234,11 @@ class Engine:
     async def _rest(self, flow: FlowInstance, lease: Lease | None) -> FlowInstance:
         """Suspends a running flow in which nothing is ready, for what its other steps wait for already."""
         if flow.waits:
-            return await self._commit(flow, _REST, lease=lease)
-        step_id, timer_id = next(iter(flow.pending_timers.items()))
-        timer = await self._store.timers.find(timer_id)
+            return await self._commit(flow, SUSPEND_AGAIN, lease=lease)
+        timer = await self._store.timers.find(next(iter(flow.pending_timers.values())))
         if timer is None:  # it fired at this moment
             return await self._store.flow_instances.get(flow.flow_instance_id)
-        rest = Change(
-            is_current=lambda flow: flow.pending_timers.get(step_id) == timer_id,
-            apply=lambda flow: flow.suspend_for_timer(step_id, due_at=timer.due_at),
-        )
-        return await self._commit(flow, rest, lease=lease)
+        return await self._commit(flow, timer_again_change(timer), lease=lease)
 
     async def _definition(self, flow_id: str, version: int | None = None) -> FlowDefinition:
         # A deployed version never changes, so it is read once; the latest one is asked for each time.
@@ -319,73 +259,6 @@ class Engine:
         self._report("committed", claim, call.flow, call.step.step_id)
 
 
-# Changes that are always the same, and the pieces that the others are made of
-
-
-def _retry(call: Call, failure: TemporaryFailure) -> Change:
-    """Counts the failure in the component state and suspends the step for a pause; after the last attempt, fails."""
-    config, step_id = call.step.config, call.step.step_id
-    if call.attempt >= config.get("max_attempts", _MAX_ATTEMPTS):
-        return _fail(call, failure)
-    seconds = config.get("retry_seconds", _RETRY_SECONDS) * 2 ** (call.attempt - 1)
-    facts = {"step_id": step_id, "attempt": call.attempt, "error": str(failure)}
-    return Change(
-        is_current=_has_not_ended(step_id),
-        apply=lambda flow: flow.suspend_for_timer(step_id, after=timedelta(seconds=seconds)),
-        put_states={step_id: {"failures": call.attempt, "last_error": str(failure)}},
-        events=(NewEvent("demo.attempt_failed", facts),),
-    )
-
-
-def _fail(call: Call, failure: Exception) -> Change:
-    step_id, error = call.step.step_id, {"step_id": call.step.step_id, "reason": str(failure)}
-    return Change(
-        is_current=_has_not_ended(step_id),
-        apply=lambda flow: _awake(flow, step_id).fail_step(step_id, error).fail(error),
-    )
-
-
-def _skip(step_id: str) -> Change:
-    return Change(
-        is_current=_has_not_ended(step_id),
-        apply=lambda flow: _awake(flow, step_id).complete_step(step_id, {"skipped": True}),
-    )
-
-
-def _wait(flow: FlowInstance, step_id: str, wait: WaitForEvent) -> FlowInstance:
-    expires_at = None
-    if wait.expires_after is not None and flow.updated_at is not None:
-        expires_at = flow.updated_at + wait.expires_after  # the store's clock, not this machine's
-    waiting = flow.suspend_for_event(step_id, wait.correlation_key, expires_at=expires_at)
-    if wait.timer_after is not None:
-        # The same step waits for the timer too: whichever comes first resumes the step, and that drops the other.
-        waiting = waiting.suspend_for_timer(step_id, after=wait.timer_after)
-    return waiting
-
-
-def _suspend_again(flow: FlowInstance) -> FlowInstance:
-    step_id, correlation_key = next(iter(flow.waits.items()))
-    return flow.suspend_for_event(step_id, correlation_key)  # keeps the wait, and a delivery that has come for it
-
-
-def _awake(flow: FlowInstance, step_id: str) -> FlowInstance:
-    """Returns the flow RUNNING: a suspended one is resumed for this step; what other steps wait for stays."""
-    is_waiting = _is_waiting(flow, step_id) or flow.status is not FlowStatus.RUNNING
-    return flow.resume(step_id) if is_waiting else flow
-
-
-def _is_waiting(flow: FlowInstance, step_id: str) -> bool:
-    return step_id in flow.waits or step_id in flow.pending_timers
-
-
-def _still_waits(step_id: str) -> Callable[[FlowInstance], bool]:
-    return lambda flow: not flow.is_terminal and _is_waiting(flow, step_id)
-
-
-def _has_not_ended(step_id: str) -> Callable[[FlowInstance], bool]:
-    return lambda flow: not flow.is_terminal and step_id not in flow.step_results
-
-
 def _outputs(flow: FlowInstance) -> dict[str, Any]:
     return {step_id: flow.step_results[step_id].outputs for step_id in flow.completed_steps}
 
@@ -393,21 +266,3 @@ def _outputs(flow: FlowInstance) -> dict[str, Any]:
 def _all_required_done(flow: FlowInstance, definition: FlowDefinition) -> bool:
     done = flow.completed_steps
     return all(step.step_id in done or step.config.get("optional") for step in definition.steps)
-
-
-def _children_key(parent_id: UUID) -> str:
-    return f"children/{parent_id}"
-
-
-_START = Change(
-    is_current=lambda flow: flow.status is FlowStatus.INITIALIZING,
-    apply=lambda flow: flow.start(),
-)
-_COMPLETE = Change(
-    is_current=lambda flow: not flow.is_terminal,
-    apply=lambda flow: (flow if flow.status is FlowStatus.RUNNING else flow.resume()).complete(),
-)
-_REST = Change(
-    is_current=lambda flow: flow.status is FlowStatus.RUNNING and bool(flow.waits),
-    apply=_suspend_again,
-)

@@ -28,7 +28,8 @@ _ENDINGS = {
 class WorkerLog:
     """What one worker process told of itself. Pairs are (business key, step id).
 
-    `recorded` counts effects whose commit had succeeded; `in_hand` is what it had begun and not finished when
+    `recorded` counts effects whose commit had succeeded, `lost` claims that it found lost (a machine that stalls for
+    longer than a lease loses it, rightly); `in_hand` is what it had begun and not finished when
     it ended, with the kind of claim.
     """
 
@@ -36,6 +37,7 @@ class WorkerLog:
     killed: bool = False
     began: Counter[tuple[str, str]] = field(default_factory=Counter)
     recorded: Counter[tuple[str, str]] = field(default_factory=Counter)
+    lost: Counter[tuple[str, str]] = field(default_factory=Counter)
     in_hand: frozenset[tuple[str, str, str]] = frozenset()
 
 
@@ -233,8 +235,9 @@ def _leases_were_kept(evidence: Evidence) -> tuple[str, list[str]]:
             for _, in_hand_key, in_hand_step in log.in_hand
         )
         alone += not killed
+        lost = sum(log.lost[key, step] for log in evidence.logs)
         # A worker killed between a commit and its report seems to have the step in hand still.
-        if evidence.logs and not 1 <= began <= 1 + killed:
+        if evidence.logs and not 1 <= began <= 1 + killed + lost:
             problems.append(f"{step} of {key} was called {began} times, {killed} of them by a killed worker")
     return f"{alone} calls longer than their lease", problems
 

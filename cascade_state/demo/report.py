@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
-from cascade_state import FlowEvent, FlowInstance, JsonObject
+from cascade_state import JsonObject
 from cascade_state.demo.invariants import Evidence, ending_of
 from cascade_state.demo.run import Run
 from cascade_state.demo.scenario import Moment
+from cascade_state.demo.text_table import table
+from cascade_state.demo.timeline import timeline_lines, timeline_of
 
 __all__ = ["document_of", "lines_of"]
 
 _SHOWN_PROBLEMS = 5
-_DETAILS = ("step_id", "correlation_key", "attempt", "error")
 
 
 def document_of(run: Run) -> JsonObject:
@@ -38,7 +36,7 @@ def document_of(run: Run) -> JsonObject:
             }
             for verdict in run.verdicts
         ],
-        "timeline": _timeline(run),
+        "timeline": timeline_of(run),
     }
 
 
@@ -46,8 +44,8 @@ def lines_of(document: JsonObject) -> list[str]:
     """Returns the document as lines for people."""
     lines = ["", "Outcomes", *_outcome_lines(document["outcomes"])]
     lines += ["", "What happened", *_count_lines(document)]
-    lines += ["", f"Timeline of {document['timeline']['business_key']} ({document['timeline']['story']})"]
-    lines += _timeline_lines(document["timeline"]["events"])
+    lines += ["", "Timeline of one flow"]
+    lines += timeline_lines(document["timeline"])
     lines += ["", "Invariants", *_invariant_lines(document["invariants"])]
     seconds = document["seconds"]
     broken = sum(not item["holds"] for item in document["invariants"])
@@ -121,40 +119,6 @@ def _kill(run: Run) -> JsonObject | None:
     }
 
 
-def _timeline(run: Run) -> JsonObject:
-    """Returns the history of the most eventful flow, at best one that the killed worker held."""
-    held = set() if run.kill is None else {key for _, key, _ in run.kill.held}
-    stories = {plan.business_key: plan.story for plan in run.scenario.all_flows()}
-
-    def interest(flow: FlowInstance) -> tuple[bool, bool, int]:
-        events = run.evidence.history.get(flow.flow_instance_id, ())
-        kinds = {event.event_type for event in events}
-        return 0 < len(events) <= 40, flow.business_key in held, len(kinds)
-
-    chosen = max(run.evidence.flows, key=interest, default=None)
-    if chosen is None:
-        return {"business_key": None, "story": None, "events": []}
-    workers = {item.step_id: item.worker for item in run.evidence.effects if item.business_key == chosen.business_key}
-    events = run.evidence.history.get(chosen.flow_instance_id, ())
-    return {
-        "business_key": chosen.business_key,
-        "story": stories.get(chosen.business_key or ""),
-        "events": [_timeline_event(event, events[0].recorded_at, workers) for event in events],
-    }
-
-
-def _timeline_event(event: FlowEvent, begun_at: datetime, workers: dict[str, str]) -> JsonObject:
-    payload = event.payload or {}
-    by_worker = workers.get(payload.get("step_id", "")) if event.event_type == "step.completed" else None
-    return {
-        "sequence": event.sequence,
-        "seconds": round((event.recorded_at - begun_at).total_seconds(), 3),
-        "event_type": event.event_type,
-        **{name: payload[name] for name in _DETAILS if payload.get(name) is not None},
-        **({"worker": by_worker} if by_worker else {}),
-    }
-
-
 # For people
 
 
@@ -172,7 +136,7 @@ def _outcome_lines(outcomes: list[JsonObject]) -> list[str]:
                 f"{_mark(good)} {item['as_predicted']}",
             )
         )
-    return _table(rows, right=(2,))
+    return table(rows, right=(2,))
 
 
 def _count_lines(document: JsonObject) -> list[str]:
@@ -203,17 +167,6 @@ def _count_lines(document: JsonObject) -> list[str]:
     return lines
 
 
-def _timeline_lines(events: list[JsonObject]) -> list[str]:
-    rows = []
-    for event in events:
-        details: list[Any] = [event[name] for name in _DETAILS if name in event and name != "attempt"]
-        attempt = f"attempt {event['attempt']}" if event.get("attempt", 1) != 1 or "error" in event else ""
-        worker = f"by {event['worker']}" if "worker" in event else ""
-        text = "  ".join(filter(None, (*map(str, details), attempt, worker)))
-        rows.append((str(event["sequence"]), f"+{event['seconds']:.3f} s", event["event_type"], text))
-    return _table(rows, right=(0, 1))
-
-
 def _invariant_lines(invariants: list[JsonObject]) -> list[str]:
     lines = []
     for item in invariants:
@@ -223,18 +176,6 @@ def _invariant_lines(invariants: list[JsonObject]) -> list[str]:
         if len(problems) > _SHOWN_PROBLEMS:
             lines.append(f"      … and {len(problems) - _SHOWN_PROBLEMS} more")
     return lines
-
-
-def _table(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if number in right else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _mark(good: bool) -> str:

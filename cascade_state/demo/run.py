@@ -67,6 +67,11 @@ class Kill:
     again: tuple[tuple[str, str], ...]
     recovered_seconds: float | None
 
+    @property
+    def flows(self) -> set[str]:
+        """The business keys of the flows that it had in hand."""
+        return {key for _, key, _ in self.held}
+
 
 @dataclass(kw_only=True)
 class Run:

@@ -79,7 +79,7 @@ class Scenario:
     slow: frozenset[tuple[str, str]] = field(default_factory=frozenset)
 
     @classmethod
-    def make(cls, *, flow_count: int, seed: int, slow_seconds: float = 2.5) -> Scenario:
+    def make(cls, *, flow_count: int, seed: int, slow_seconds: float = 3.0) -> Scenario:
         """Returns the scenario of a seed: at least one flow of each definition, orders for the most part.
 
         Args:

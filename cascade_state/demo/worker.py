@@ -47,7 +47,7 @@ class WorkerOptions:
     """How a worker works."""
 
     concurrency: int = 16  # answers from outside take most of the time, so more than cores
-    lease_duration: timedelta = timedelta(seconds=1.5)  # what a dead worker held stays untouched for that long
+    lease_duration: timedelta = timedelta(seconds=2)  # what a dead worker held stays untouched for that long
     poll_interval: timedelta = timedelta(
         milliseconds=40
     )  # how long an event or timer may lie when nothing else happens

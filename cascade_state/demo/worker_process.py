@@ -40,6 +40,7 @@ class WorkerProcess:
         self._ready = asyncio.Event()
         self._began: Counter[tuple[str, str]] = Counter()
         self._recorded: Counter[tuple[str, str]] = Counter()
+        self._lost: Counter[tuple[str, str]] = Counter()
         self._errors: deque[str] = deque(maxlen=_SHOWN_LINES)
         self._reading = asyncio.gather(self._read_reports(), self._read_errors())
 
@@ -88,6 +89,7 @@ class WorkerProcess:
             killed=self.killed,
             began=self._began,
             recorded=self._recorded,
+            lost=self._lost,
             in_hand=frozenset(self.in_hand),
         )
 
@@ -155,6 +157,7 @@ class WorkerProcess:
         elif what == "recorded":
             self._recorded[report["flow"], report["step"]] += 1
         elif what in ("committed", "lost"):
+            self._lost[report["flow"], report["step"]] += what == "lost"
             self.in_hand.pop((report["claim"], report["flow"], report["step"]), None)
 
     async def _read_errors(self) -> None:

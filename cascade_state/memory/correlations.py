@@ -141,15 +141,17 @@ def _all_held(view: View, held: Sequence[HeldDelivery]) -> list[WaitRow]:
 
 
 def _retry(view: View, held: HeldDelivery, after: timedelta, error: str, max_attempts: int) -> None:
+    seen = view.correlations.get((held.correlation_key, held.flow_instance_id.int, held.step_id))
+    if seen is not None and seen.attempts >= max_attempts:
+        _give_up(view, held, error)
+        return
     row = held_delivery_row(view, held)
-    now = view.now()
-    if row.attempts >= max_attempts:
-        bury(view, row, error, now)
-    else:
-        view.correlations.put(wait_key(row), freed(row)._replace(available_at=now + after, last_error=error))
+    available_at = view.now() + after
+    view.correlations.put(wait_key(row), freed(row)._replace(available_at=available_at, last_error=error))
 
 
 def _give_up(view: View, held: HeldDelivery, reason: str) -> None:
+    view.lock("correlation key", held.correlation_key)  # before the row, as a publisher does
     bury(view, held_delivery_row(view, held), reason, view.now())
 
 

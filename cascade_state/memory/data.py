@@ -46,7 +46,7 @@ def open_data(name: str, partition_count: int) -> MemoryData:
         UsageError: It is open in another event loop.
     """
     data = _named.get(name) if name else None
-    if data is None:
+    if data is None or data.loop.is_closed():  # whoever left it open there can use it no more
         data = MemoryData(partition_count)
         if name:
             _named[name] = data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -27,6 +28,8 @@ from cascade_state.model.flow_status import FlowStatus
 from cascade_state.types import JsonObject
 
 __all__ = ["MemoryFlowInstances"]
+
+_log = logging.getLogger("cascade_state.flow_instances")
 
 
 class MemoryFlowInstances(FlowInstances):
@@ -172,15 +175,21 @@ def _claim(
             free.append(row)
             if len(free) == limit:
                 break
-    return [_claimed(view, row, holder, now + lease_duration) for row in free]
+    claimed = (_claimed(view, row, holder, now + lease_duration) for row in free)
+    return [instance for instance in claimed if instance is not None]
 
 
-def _claimed(view: View, row: FlowRow, holder: str, expires_at: datetime) -> FlowInstance:
+def _claimed(view: View, row: FlowRow, holder: str, expires_at: datetime) -> FlowInstance | None:
+    """Puts a flow under a lease. One that cannot be decoded is left claimed, out of the way of the others."""
     flow_key = row.flow_instance_id.int
     view.lock("flow_instances", flow_key)
     row = row._replace(lease_holder=holder, lease_token=row.lease_token + 1, lease_expires_at=expires_at)
     view.flow_instances.put(flow_key, row)
-    return instance_of(view, row)
+    try:
+        return instance_of(view, row)
+    except SerializationError as error:
+        _log.warning("skipping a claimed flow: %s", error)
+        return None
 
 
 def _renew(view: View, instances: Sequence[FlowInstance], lease_duration: timedelta) -> list[FlowInstance]:

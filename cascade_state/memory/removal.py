@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -65,13 +65,21 @@ def purge(view: View, before: datetime, statuses: Sequence[FlowStatus], limit: i
             break
         root = row.root_id.int
         if root not in families:
-            families[root] = all(may_go(relative) for relative in view.flow_instances.select("root", root))
+            families[root] = all(map(may_go, _family(view, root)))
         if families[root] and (dry_run or _is_free(view, row.flow_instance_id.int)):
             chosen.append(row)
     if not dry_run:
         for row in chosen:
             remove_flow(view, row)
     return len(chosen)
+
+
+def _family(view: View, root: FlowKey) -> Iterator[FlowRow]:
+    """Yields the flows with this root, itself included if it is still there."""
+    row = view.flow_instances.get(root)
+    if row is not None:
+        yield row
+    yield from view.flow_instances.select("descendants", root)
 
 
 def _is_free(view: View, flow_key: FlowKey) -> bool:

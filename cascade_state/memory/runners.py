@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from cascade_state.clock import Clock
-from cascade_state.errors import TransactionAborted
+from cascade_state.errors import StoreNotOpen, TransactionAborted
 from cascade_state.memory.data import MemoryData
 from cascade_state.memory.locks import Blocked
 from cascade_state.memory.transaction import Direct, Transaction, View
@@ -37,6 +37,11 @@ class StoreRunner(Runner):
         self._clock = clock
         self._data: MemoryData
         self._direct: Direct
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Turns away calls that are waiting now."""
+        self._is_closed = True
 
     def open(self, data: MemoryData) -> None:
         """Begins to work on `data`."""
@@ -52,6 +57,8 @@ class StoreRunner(Runner):
             except Blocked as blocked:
                 key = blocked.key
             await self._data.locks.wait(key, None)
+            if self._is_closed:
+                raise StoreNotOpen
 
     def _committed(self, body: Callable[Concatenate[View, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a call while somebody has a snapshot, which the commit of a transaction takes care of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from cascade_state.memory.indexes import ClaimIndex, Index
@@ -29,7 +30,7 @@ _Indexes: TypeAlias = dict[str, Index]
 
 def new_table(name: str, undo: Undo) -> Table[Any, Any]:
     """Returns an empty table."""
-    return Table(TABLES[name](), undo)
+    return Table(TABLES[name](), undo, _INDEXED.get(name))
 
 
 def wait_key(row: WaitRow) -> WaitKey:
@@ -51,6 +52,10 @@ def _flow_indexes() -> _Indexes:
     def created(row: FlowRow) -> Entry:
         return row.created_at, row.flow_instance_id.int
 
+    def descendant(row: FlowRow) -> tuple[int, Entry] | None:
+        # Most flows have no family: a root has no entry of its own.
+        return None if row.root_id == row.flow_instance_id else (row.root_id.int, created(row))
+
     def ended(row: FlowRow) -> tuple[None, Entry] | None:
         return None if row.completed_at is None else (None, (row.completed_at, row.flow_instance_id.int))
 
@@ -60,11 +65,26 @@ def _flow_indexes() -> _Indexes:
     return {
         "status": Index(lambda row: (row.status, created(row))),
         "flow": Index(lambda row: (row.flow_id, created(row))),
-        "root": Index(lambda row: (row.root_id.int, created(row))),
+        "descendants": Index(descendant),
         "parent": Index(lambda row: None if row.parent_id is None else (row.parent_id.int, created(row))),
         "ended": Index(ended),
         "claimable": ClaimIndex(claimable),
     }
+
+
+# Storing a step mostly changes none of these: the flow goes on running. A test holds it against the indexes.
+_INDEXED: dict[str, Callable[[Any], Any]] = {
+    "flow_instances": attrgetter(
+        "flow_instance_id",
+        "root_id",
+        "parent_id",
+        "flow_id",
+        "status",
+        "created_at",
+        "completed_at",
+        "lease_expires_at",
+    )
+}
 
 
 def _result_indexes() -> _Indexes:

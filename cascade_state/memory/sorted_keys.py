@@ -8,7 +8,7 @@ cheapest.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ __all__ = ["Entry", "SortedKeys"]
 # The values that an index sorts by, in order, and at the end the key of the row.
 Entry: TypeAlias = tuple[Any, ...]
 
+_LAST: Callable[[list[Entry]], Entry] = itemgetter(-1)
 _FIRST_PART = itemgetter(0)
 _CHUNK = 512  # moving this many pointers inside a list costs about as much as finding the list
 
@@ -24,11 +25,10 @@ _CHUNK = 512  # moving this many pointers inside a list costs about as much as f
 class SortedKeys:
     """Entries in ascending order, each at most once. It must not be changed while it is walked."""
 
-    __slots__ = ("_chunks", "_lasts", "_size")
+    __slots__ = ("_chunks", "_size")
 
     def __init__(self) -> None:
-        self._chunks: list[list[Entry]] = []
-        self._lasts: list[Entry] = []  # the last entry of each chunk
+        self._chunks: list[list[Entry]] = []  # none of them empty
         self._size = 0
 
     def __len__(self) -> int:
@@ -36,75 +36,65 @@ class SortedKeys:
 
     def add(self, entry: Entry) -> None:
         """Adds an entry that is not there yet."""
+        chunks = self._chunks
         self._size += 1
-        lasts = self._lasts
-        if not lasts:
-            self._chunks.append([entry])
-            lasts.append(entry)
+        if not chunks:
+            chunks.append([entry])
             return
-        if entry > lasts[-1]:
-            position = len(lasts) - 1
-            chunk = self._chunks[position]
+        position = len(chunks) - 1
+        chunk = chunks[position]
+        if entry > chunk[-1]:
             chunk.append(entry)
-            lasts[position] = entry
         else:
-            position = bisect_left(lasts, entry)
-            chunk = self._chunks[position]
+            position = bisect_left(chunks, entry, key=_LAST)
+            chunk = chunks[position]
             insort(chunk, entry)
         if len(chunk) > 2 * _CHUNK:
-            self._split(position)
+            chunks.insert(position + 1, chunk[_CHUNK:])
+            del chunk[_CHUNK:]
 
     def discard(self, entry: Entry) -> bool:
         """Removes an entry; returns whether it was there."""
-        position = bisect_left(self._lasts, entry)
-        if position == len(self._lasts):
+        chunks = self._chunks
+        position = bisect_left(chunks, entry, key=_LAST)
+        if position == len(chunks):
             return False
-        chunk = self._chunks[position]
+        chunk = chunks[position]
         place = bisect_left(chunk, entry)
         if chunk[place] != entry:
             return False
         del chunk[place]
-        self._size -= 1
         if not chunk:
-            del self._chunks[position]
-            del self._lasts[position]
-        elif place == len(chunk):
-            self._lasts[position] = chunk[-1]
+            del chunks[position]
+        self._size -= 1
         return True
 
     def walk(self, after: Entry | None = None) -> Iterator[Entry]:
         """Yields the entries in order, those behind `after` only."""
-        if after is None:
-            for chunk in self._chunks:
-                yield from chunk
-            return
-        position = bisect_right(self._lasts, after)
-        if position == len(self._lasts):
-            return
-        first = self._chunks[position]
-        for place in range(bisect_right(first, after), len(first)):
-            yield first[place]
-        for chunk in self._chunks[position + 1 :]:
-            yield from chunk
+        chunks = self._chunks
+        start = 0
+        if after is not None:
+            start = bisect_right(chunks, after, key=_LAST)
+            if start == len(chunks):
+                return
+            chunk = chunks[start]
+            for place in range(bisect_right(chunk, after), len(chunk)):
+                yield chunk[place]
+            start += 1
+        for position in range(start, len(chunks)):
+            yield from chunks[position]
 
     def pop_until(self, value: Any) -> list[Entry]:
         """Removes and returns the entries whose first part is at most `value`."""
+        chunks = self._chunks
         popped: list[Entry] = []
-        while self._chunks and self._chunks[0][0][0] <= value:
-            chunk = self._chunks[0]
+        while chunks and chunks[0][0][0] <= value:
+            chunk = chunks[0]
             place = bisect_right(chunk, value, key=_FIRST_PART)
             popped += chunk[:place]
-            if place < len(chunk):
-                del chunk[:place]
+            del chunk[:place]
+            if chunk:
                 break
-            del self._chunks[0]
-            del self._lasts[0]
+            del chunks[0]
         self._size -= len(popped)
         return popped
-
-    def _split(self, position: int) -> None:
-        chunk = self._chunks[position]
-        rest = chunk[_CHUNK:]
-        del chunk[_CHUNK:]
-        self._chunks.insert(position + 1, rest)
-        self._lasts.insert(position, chunk[-1])

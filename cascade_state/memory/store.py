@@ -80,6 +80,7 @@ class MemoryStore(Store):
         self._runner.open(self._data)
 
     async def _close(self) -> None:
+        self._runner.close()
         # As when a connection closes: what was not committed is gone, and nobody waits for it any longer.
         for transaction in tuple(self.open_transactions):
             transaction.close()

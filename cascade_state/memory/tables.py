@@ -8,7 +8,7 @@ rows that others have changed since is another. Both look alike to their readers
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from datetime import datetime
 from heapq import merge
 from typing import Any, Generic, TypeVar
@@ -82,12 +82,19 @@ class Undo:
 class Table(Rows[K, R]):
     """Rows in a dictionary, with their indexes."""
 
-    __slots__ = ("_followers", "_indexes", "_rows", "_undo")
+    __slots__ = ("_followers", "_indexed", "_indexes", "_rows", "_undo")
 
-    def __init__(self, indexes: Mapping[str, Index], undo: Undo) -> None:
+    def __init__(self, indexes: Mapping[str, Index], undo: Undo, indexed: Callable[[R], Any] | None = None) -> None:
+        """Takes the indexes by name.
+
+        Args:
+            undo: Where changes are noted.
+            indexed: All that the indexes look at in a row; where it stays the same, they are not asked at all.
+        """
         self._rows: dict[K, R] = {}
         self._indexes = indexes
         self._followers = tuple(indexes.values())
+        self._indexed = indexed
         self._undo = undo
 
     def get(self, key: K) -> R | None:
@@ -102,8 +109,10 @@ class Table(Rows[K, R]):
     def set(self, key: K, row: R) -> R | None:
         """Stores a row for good; returns the one before."""
         before = self._rows.get(key)
-        for index in self._followers:
-            index.replace(before, row)
+        indexed = self._indexed
+        if indexed is None or before is None or indexed(before) != indexed(row):
+            for index in self._followers:
+                index.replace(before, row)
         self._rows[key] = row
         return before
 

@@ -265,21 +265,21 @@ class Transaction(LockOwner, View):
         """Returns the present point."""
         return Mark(len(self._undo.changes), len(self.taken))
 
-    def set_savepoint(self) -> Mark:
-        """Opens a savepoint."""
+    def set_savepoint(self) -> int:
+        """Opens a savepoint; returns its depth."""
         self.check_usable()
-        mark = self.mark()
-        self._savepoints.append(mark)
-        return mark
+        self._savepoints.append(self.mark())
+        return len(self._savepoints) - 1
 
-    def release_savepoint(self) -> None:
-        """Closes the last savepoint; what was done inside stays."""
+    def release_savepoint(self, depth: int) -> None:
+        """Closes a savepoint, and those inside; what was done inside stays."""
         self.check_usable()
-        self._savepoints.pop()
+        del self._savepoints[depth:]
 
-    def roll_back_to_savepoint(self) -> None:
-        """Closes the last savepoint and undoes what was done inside, locks included."""
-        self._back_to(self._savepoints.pop())
+    def roll_back_to_savepoint(self, depth: int) -> None:
+        """Closes a savepoint, and those inside, and undoes what was done inside, locks included."""
+        self._back_to(self._savepoints[depth])
+        del self._savepoints[depth:]
         self._is_aborted = False
 
     def _back_to(self, mark: Mark) -> None:

@@ -9,7 +9,7 @@ from cascade_state.errors import StoreNotOpen, UsageError
 from cascade_state.memory.data import MemoryData
 from cascade_state.memory.repositories import attach_repositories
 from cascade_state.memory.runners import UnitOfWorkRunner
-from cascade_state.memory.transaction import Mark, Transaction
+from cascade_state.memory.transaction import Transaction
 from cascade_state.model.advance import Limits
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ class MemoryUnitOfWork(UnitOfWork):
         self._store.open_transactions.discard(self._transaction)
         self._transaction.end()
 
-    async def _set_savepoint(self) -> Mark:
+    async def _set_savepoint(self) -> int:
         return self._transaction.set_savepoint()
 
-    async def _release_savepoint(self, mark: Mark) -> None:
-        self._transaction.release_savepoint()
+    async def _release_savepoint(self, mark: int) -> None:
+        self._transaction.release_savepoint(mark)
 
-    async def _rollback_to_savepoint(self, mark: Mark) -> None:
-        self._transaction.roll_back_to_savepoint()
+    async def _rollback_to_savepoint(self, mark: int) -> None:
+        self._transaction.roll_back_to_savepoint(mark)
 
     def _sql_connection(self) -> NoReturn:
         raise refuse_sql()

@@ -16,7 +16,7 @@ from uuid import UUID
 from cascade_state.errors import InvalidArgument
 from cascade_state.model import documents
 from cascade_state.model.advance import Limits
-from cascade_state.model.arguments import check_instant
+from cascade_state.model.arguments import check_count, check_instant, check_key, check_text
 from cascade_state.model.component_states import ComponentState
 from cascade_state.model.correlations import Correlation, Delivery
 from cascade_state.model.events import FlowEvent
@@ -143,7 +143,7 @@ def _each(
 
 def _definition(item: Mapping[str, Any], path: str) -> FlowDefinition:
     definition = FlowDefinition.from_content(
-        item["content"], version=int(item["version"]), deployed_at=_instant(item["deployed_at"])
+        item["content"], version=_CHECKS["version"](item["version"]), deployed_at=_instant(item["deployed_at"])
     )
     definition.validate()
     return definition
@@ -155,7 +155,7 @@ def _flow(item: Mapping[str, Any], path: str) -> ExportedFlow:
     return ExportedFlow(
         instance=_instance(item["instance"], {result.step_id: result for result in results}),
         states=_each(item, "states", lambda row, _: ComponentState(**_typed(row, identity)), path),
-        timers=_each(item, "timers", _timer, path),
+        timers=_each(item, "timers", lambda row, _: _timer(row, identity), path),
         waits=_each(item, "waits", lambda row, _: Correlation(**_typed(row, identity)), path),
         deliveries=_each(item, "deliveries", lambda row, _: Delivery(**_typed(row, identity)), path),
         history=_each(item, "history", lambda row, _: FlowEvent(**_typed(row, identity), position=""), path),
@@ -175,16 +175,16 @@ def _result(item: Mapping[str, Any], path: str) -> StepResult:
     return StepResult(**{**_typed(item), "status": StepStatus(item["status"])})
 
 
-def _timer(item: Mapping[str, Any], path: str) -> Timer:
+def _timer(item: Mapping[str, Any], flow_instance_id: UUID) -> Timer:
     # Nobody holds an imported timer: a claimed one is pending again.
     status = TimerStatus.DEAD if TimerStatus(item["status"]) is TimerStatus.DEAD else TimerStatus.PENDING
-    row = _typed(item, UUID(item["flow_instance_id"]))
+    row = _typed(item, flow_instance_id)
     return Timer(**{**row, "timer_id": UUID(item["timer_id"]), "status": status})
 
 
 def _typed(item: Mapping[str, Any], flow_instance_id: UUID | None = None) -> dict[str, Any]:
-    """Returns a record with its instants parsed, and its flow's id checked and typed."""
-    row: dict[str, Any] = {name: _instant(value) if name.endswith("_at") else value for name, value in item.items()}
+    """Returns a record with its fields checked and typed, and made sure that it belongs to its flow."""
+    row: dict[str, Any] = {name: _CHECKS[name](value) if name in _CHECKS else value for name, value in item.items()}
     if flow_instance_id is not None:
         if UUID(item["flow_instance_id"]) != flow_instance_id:
             raise ValueError("belongs to another flow")
@@ -192,5 +192,56 @@ def _typed(item: Mapping[str, Any], flow_instance_id: UUID | None = None) -> dic
     return row
 
 
-def _instant(text: str | None) -> datetime | None:
-    return None if text is None else check_instant(datetime.fromisoformat(text), "document")
+def _instant(text: str) -> datetime:
+    return check_instant(datetime.fromisoformat(text), "document")
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _key(name: str) -> Callable[[Any], str]:
+    return lambda value: check_key(value, name)
+
+
+def _count(name: str, minimum: int) -> Callable[[Any], int]:
+    return lambda value: check_count(value, name, minimum=minimum, maximum=2**62)
+
+
+def _waits(value: Any) -> dict[str, str]:
+    return {check_key(step_id, "waits"): check_key(key, "waits") for step_id, key in value.items()}
+
+
+def _timed_out(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("must be a bool")
+    return value
+
+
+# What is checked in a record, by the name of its field. Documents, payloads and the like may be any JSON value.
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "attempt": _count("attempt", 1),
+    "attempts": _count("attempts", 0),
+    "business_key": _optional(_key("business_key")),
+    "completed_at": _optional(_instant),
+    "correlation_key": _key("correlation_key"),
+    "created_at": _instant,
+    "delivered_at": _instant,
+    "deployed_at": _instant,
+    "due_at": _instant,
+    "event_id": _optional(_key("event_id")),
+    "event_type": _key("event_type"),
+    "expires_at": _optional(_instant),
+    "flow_id": _key("flow_id"),
+    "flow_version": _count("flow_version", 1),
+    "last_error": _optional(lambda value: check_text(value, "last_error")),
+    "max_attempts": _count("max_attempts", 1),
+    "recorded_at": _instant,
+    "search_attributes": dict,
+    "sequence": _count("sequence", 1),
+    "step_id": _key("step_id"),
+    "timed_out": _timed_out,
+    "updated_at": _instant,
+    "version": _count("version", 1),
+    "waits": _waits,
+}

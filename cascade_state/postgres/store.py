@@ -103,7 +103,7 @@ class PostgresStore(Store):
 
     async def _open(self) -> None:
         if self._server is not None:
-            await run_to_completion(asyncio.to_thread(self._server.start))
+            await self._start_server(self._server)
         self._engine = pooled_engine(self._address, self.options)
         self._unpooled = unpooled_engine(self._address, self.options)
         self._keeping = unpooled_engine(self._address, self.options, _KEPT_SETTINGS)
@@ -115,6 +115,13 @@ class PostgresStore(Store):
             await self._check_partition_count()
         except BaseException:
             await run_to_completion(self._close())
+            raise
+
+    async def _start_server(self, server: EmbeddedServer) -> None:
+        try:
+            await run_to_completion(asyncio.to_thread(server.start))
+        except asyncio.CancelledError:  # it has started all the same, and nobody will close a store that never opened
+            await run_to_completion(asyncio.to_thread(server.stop))
             raise
 
     async def _check_partition_count(self) -> None:

@@ -156,12 +156,7 @@ flow_definitions = Table(
 )
 
 settings = Table(
-    "settings",
-    metadata,
-    _text("name"),
-    _json("value"),
-    PrimaryKeyConstraint("name"),
-    info={"distribution": _REFERENCE},
+    "settings", metadata, _text("name"), _json("value"), PrimaryKeyConstraint("name"), info={"distribution": _REFERENCE}
 )
 
 
@@ -236,11 +231,7 @@ flow_instances = Table(
     ),
     info=_spread_by(
         "flow instance",
-        {
-            "fillfactor": "80",
-            "autovacuum_vacuum_scale_factor": "0.02",
-            "autovacuum_analyze_scale_factor": "0.05",
-        },
+        {"fillfactor": "80", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
     ),
 )
 
@@ -312,11 +303,7 @@ timers = Table(
     ),
     info=_spread_by(
         "flow instance",
-        {
-            "fillfactor": "90",
-            "autovacuum_vacuum_scale_factor": "0.01",
-            "autovacuum_analyze_scale_factor": "0.02",
-        },
+        {"fillfactor": "90", "autovacuum_vacuum_scale_factor": "0.01", "autovacuum_analyze_scale_factor": "0.02"},
     ),
 )
 
@@ -389,11 +376,7 @@ correlations = Table(
     Index("ix_correlations_new", "correlation_key", postgresql_where=text("status = 'NEW'")),  # left by a crash
     info=_spread_by(
         "correlation key",
-        {
-            "fillfactor": "80",
-            "autovacuum_vacuum_scale_factor": "0.01",
-            "autovacuum_analyze_scale_factor": "0.02",
-        },
+        {"fillfactor": "80", "autovacuum_vacuum_scale_factor": "0.01", "autovacuum_analyze_scale_factor": "0.02"},
     ),
 )
 

@@ -55,6 +55,8 @@ ALLOWED: Mapping[tuple[str, str], str] = MappingProxyType(
         ("S1", "correlations.bury_*"): _ONE_SERVER,
         ("S1", "correlations.expire"): _ONE_SERVER,
         ("S1", "correlations.match*"): _ONE_SERVER,
+        ("S1", "flow_instances.add.*"): _ONE_SERVER,
+        ("S1", "flow_instances.advance.*"): _ONE_SERVER,
         ("S1", "component_states.*"): _ONE_SERVER,
         ("S6", "sqlalchemy.settings"): "the migration writes the partition count as a script does, without parameters",
         ("S1", "flow_instances.purge"): "a sweep by an administrator; on a distributed engine partition by partition",

@@ -75,9 +75,7 @@ def upgrade() -> None:
             f"autovacuum_vacuum_scale_factor = {vacuum}, autovacuum_analyze_scale_factor = {analyze})"
         )
     settings = sa.table("settings", sa.column("name", TEXT), sa.column("value", sa.JSON()))
-    op.execute(
-        settings.insert().values(name="partition_count", value=sa.literal_column(f"'{partition_count()}'"))
-    )
+    op.execute(settings.insert().values(name="partition_count", value=sa.literal_column(f"'{partition_count()}'")))
 
 
 def downgrade() -> None:

@@ -59,12 +59,8 @@ def upgrade() -> None:
         postgresql_using="gin",
         postgresql_ops={"search_attributes": "jsonb_path_ops"},
     )
-    op.create_index(
-        "ix_flow_instances_status", "flow_instances", ["status", "created_at", "flow_instance_id"]
-    )
-    op.create_index(
-        "ix_timers_dead", "timers", ["due_at", "timer_id"], postgresql_where=sa.text("status = 'DEAD'")
-    )
+    op.create_index("ix_flow_instances_status", "flow_instances", ["status", "created_at", "flow_instance_id"])
+    op.create_index("ix_timers_dead", "timers", ["due_at", "timer_id"], postgresql_where=sa.text("status = 'DEAD'"))
     op.create_index(
         "ix_timers_due",
         "timers",

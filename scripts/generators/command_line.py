@@ -27,7 +27,7 @@ $ pip install "cascade-state[cli]"
 
 def _name(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return f"`{parameter.human_readable_name}`"
+        return f"`{parameter.name}`"
     names = ", ".join(f"`{name}`" for name in parameter.opts)
     variable = f" (or `{parameter.envvar}`)" if parameter.envvar else ""
     return names + variable

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import sqlalchemy as sa
 from sqlalchemy import Column, ForeignKeyConstraint, Index, Integer, MetaData, PrimaryKeyConstraint, Table, Text, event
 
 import cascade_state.postgres.statements
-from cascade_state import FlowDefinition, FlowInstance, StepDefinition, Store
+from cascade_state import FlowDefinition, FlowInstance, FlowInstanceFilter, StepDefinition, Store
 from cascade_state.postgres import direct
 from cascade_state.postgres.direct import CompiledStatement, Statement
 from cascade_state.postgres.schema import dump_schema, migrations_directory
+from cascade_state.postgres.statements import flow_instances as instance_statements
+from cascade_state.postgres.statements.advance import PART_COLUMNS, Shape, advance_statement
 from cascade_state.postgres.tables import metadata
 from cascade_state.testing.metadata_lint import lint_metadata
 from cascade_state.testing.sql_lint import ALLOWED, lint_statement
@@ -29,11 +32,25 @@ VERSIONS = sorted((migrations_directory() / "versions").glob("*.py"))
 
 
 def own_statements() -> Iterator[Statement]:
-    """All statements that exist before anybody asks for one; others are built for a shape, and watched when sent."""
+    """The statements of the store; of those that are built for a shape, the one with everything."""
+    yield from _built_statements()
     for module in pkgutil.iter_modules(cascade_state.postgres.statements.__path__):
         found = importlib.import_module(f"cascade_state.postgres.statements.{module.name}")
         for value in vars(found).values():
             yield from (item for item in _members(value) if isinstance(item, Statement))
+
+
+def _built_statements() -> Iterator[Statement]:
+    every_filter = frozenset(field.name for field in fields(FlowInstanceFilter))
+    every_part = frozenset({*PART_COLUMNS, "terminal", "lease"})
+    for is_new in (True, False):
+        for is_batch in (True, False):
+            yield advance_statement(Shape(is_new=is_new, is_batch=is_batch, parts=every_part))
+    for continued in (True, False):
+        yield instance_statements.list_statement(every_filter, continued=continued)
+        yield instance_statements.find_by_correlation_statement(continued=continued)
+    yield instance_statements.count_statement(every_filter)
+    yield instance_statements.claim_statement(every_filter)
 
 
 def _members(value: Any) -> list[Any]:
@@ -144,7 +161,7 @@ class TestTables:
         table = Table(
             "t", tables, Column("name", Text, primary_key=True), schema="public", info={"distribution": "reference"}
         )
-        event.listen(table, "after_create", sa.DDL("CREATE TRIGGER x"))
+        event.listen(table, "after_create", sa.DDL("CREATE TRIGGER x"))  # type: ignore[no-untyped-call]
         found = {violation.rule for violation in lint_metadata(tables)}
         assert found == {"D3", "D4", "D5"}
 

@@ -410,12 +410,13 @@ class _Builder:
         statement = _insert(component_states, rows)
         stored, new = component_states.c, statement.excluded
         expired = stored.expires_at <= new.updated_at  # an expired state does not exist: the new one is the first
+        one = literal_column("1", BIGINT)
         self._parts.append(
             statement.on_conflict_do_update(
                 index_elements=list(component_states.primary_key.columns),
                 set_={
                     "state": new.state,
-                    "version": case((expired, 1), else_=stored.version + 1),
+                    "version": case((expired, one), else_=stored.version + one),
                     "expires_at": new.expires_at,
                     "updated_at": new.updated_at,
                 },

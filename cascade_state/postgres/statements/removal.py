@@ -55,9 +55,9 @@ def _removed(*conditions: ColumnElement[bool]) -> Select[Any]:
 def _remove() -> Select[Any]:
     """Removes one flow; `version` is what the snapshot has of it, and `removed` whether it was removed.
 
-    Waits that were stored since this statement's snapshot are invisible to it, and no foreign key takes them along. So a
-    flow whose row (read afresh under its lock) is at another version than in the snapshot is left alone, and the
-    caller tries again with a new snapshot.
+    Waits that were stored since this statement's snapshot are invisible to it, and no foreign key takes them along.
+    So a flow whose row (read afresh under its lock) is at another version than in the snapshot is left alone, and
+    the caller tries again with a new snapshot.
     """
     seen = flow_instances.alias("seen")
     is_meant = and_(
