@@ -45,7 +45,7 @@ class StoreGuard:
     __slots__ = ("stage",)
 
     def __init__(self) -> None:
-        self.stage = Stage.NEW
+        self.stage: Stage = Stage.NEW
 
     def call(self, *, writes: bool) -> StoreGuard:
         """Admits a call.
@@ -70,8 +70,8 @@ class UnitOfWorkGuard:
     __slots__ = ("_busy", "read_only", "stage")
 
     def __init__(self, *, read_only: bool = False) -> None:
-        self.stage = Stage.NEW
-        self.read_only = read_only
+        self.stage: Stage = Stage.NEW
+        self.read_only: bool = read_only
         self._busy = False
 
     def call(self, *, writes: bool) -> UnitOfWorkGuard:

@@ -12,14 +12,14 @@ from cascade_state.cli import flows, schema, statistics
 __all__ = ["app"]
 
 # No pretty tracebacks: they show local variables, and those hold addresses with passwords.
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="cascade-state",
     help="Looks after a store of flows: its schema, its figures, its old and its moving flows.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-schema_app = typer.Typer(help="Shows the schema.", no_args_is_help=True)
+schema_app: typer.Typer = typer.Typer(help="Shows the schema.", no_args_is_help=True)
 schema_app.command("dump")(schema.dump)
 
 app.command("migrate")(schema.migrate)

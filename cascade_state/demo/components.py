@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from cascade_state import Delivery, FlowInstance, JsonObject, StepDefinition
+from cascade_state import Delivery, FlowInstance, JsonObject, StepDefinition, Timer
 
 __all__ = [
     "Call",
@@ -95,7 +95,7 @@ class StartChildren:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepWaiting:
-    """The step took something in, remembers it as its state, and waits for more."""
+    """The step took something in, remembers it as its state, and waits for more of the same."""
 
     state: JsonObject
 
@@ -123,24 +123,25 @@ class Component:
         """Goes on with a step that waited for an event."""
         raise PermanentFailure(f"{call.step.component_type} does not wait for events")
 
-    async def on_timer(self, call: Call) -> Outcome:
+    async def on_timer(self, call: Call, timer: Timer) -> Outcome:
         """Goes on with a step that waited for a timer: by default the pause after a failure."""
         return RunAgain()
 
-    async def _answer(self, call: Call) -> None:
+    async def _answer(self, call: Call, attempt: int) -> None:
+        """Waits for the world outside, which works, refuses, or is down for some attempts, as the scenario pretends."""
         await self._pause(call.pretence.get("takes_seconds", self._latency))
+        if "refuses" in call.pretence:
+            raise PermanentFailure(call.pretence["refuses"])
+        if attempt <= call.pretence.get("down_for_attempts", 0):
+            raise TemporaryFailure(f"{call.step.step_id} is down")
 
 
 class Service(Component):
-    """Calls a service outside, which works, refuses, or is down for some attempts, as the scenario pretends."""
+    """Calls a service outside."""
 
     async def run(self, call: Call) -> Outcome:
         """Returns the service's receipt; an amount is booked if the step's config says in which direction."""
-        await self._answer(call)
-        if "refuses" in call.pretence:
-            raise PermanentFailure(call.pretence["refuses"])
-        if call.attempt <= call.pretence.get("down_for_attempts", 0):
-            raise TemporaryFailure(f"{call.step.step_id} is down")
+        await self._answer(call, call.attempt)
         receipt = f"{call.step.step_id}/{call.flow.business_key}"
         amount = call.step.config.get("books", 0) * call.inputs.get("amount", 0)
         return Done(outputs={"receipt": receipt, **call.inputs}, amount=amount)
@@ -160,12 +161,12 @@ class Event(Component):
 
     async def on_delivery(self, call: Call, delivery: Delivery) -> Outcome:
         """Completes the step with the event's payload, or with `arrived` false when the wait expired."""
-        await self._answer(call)
+        await self._answer(call, delivery.attempts)
         return Done(outputs={**(delivery.payload or {}), "arrived": not delivery.timed_out})
 
-    async def on_timer(self, call: Call) -> Outcome:
+    async def on_timer(self, call: Call, timer: Timer) -> Outcome:
         """Completes the step: the deadline has passed."""
-        await self._answer(call)
+        await self._answer(call, timer.attempts)
         return Done(outputs={"arrived": False})
 
 
@@ -176,9 +177,9 @@ class Reminder(Component):
         """Returns how long to wait."""
         return WaitForTimer(after=timedelta(seconds=call.inputs["seconds"]))
 
-    async def on_timer(self, call: Call) -> Outcome:
+    async def on_timer(self, call: Call, timer: Timer) -> Outcome:
         """Sends the reminder."""
-        await self._answer(call)
+        await self._answer(call, timer.attempts)
         return Done(outputs={"reminded": True})
 
 
@@ -191,7 +192,7 @@ class Children(Component):
 
     async def on_delivery(self, call: Call, delivery: Delivery) -> Outcome:
         """Takes in one child's result; completes the step with the last."""
-        await self._answer(call)
+        await self._answer(call, delivery.attempts)
         answers = {**call.state.get("answers", {}), delivery.payload["business_key"]: delivery.payload["result"]}
         if len(answers) < len(call.inputs["children"]):
             return KeepWaiting(state={"answers": answers})
@@ -203,7 +204,7 @@ class Majority(Component):
 
     async def run(self, call: Call) -> Outcome:
         """Returns the decision."""
-        await self._answer(call)
+        await self._answer(call, call.attempt)
         approvals = sum(bool(answer.get("approved")) for answer in call.inputs["answers"].values())
         return Done(outputs={"approved": 2 * approvals > len(call.inputs["answers"]), "approvals": approvals})
 
@@ -222,7 +223,7 @@ class Verify(Component):
 
     async def run(self, call: Call) -> Outcome:
         """Returns the sum of all chunks."""
-        await self._answer(call)
+        await self._answer(call, call.attempt)
         loaded: list[Any] = [call.flow.step_output(step_id, "rows", 0) for step_id in call.step.run_after]
         if sum(loaded) != call.inputs["rows"]:
             raise PermanentFailure(f"{sum(loaded)} rows of {call.inputs['rows']}")

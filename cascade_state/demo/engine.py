@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 from cascade_state import (
@@ -60,10 +61,14 @@ from cascade_state.demo.effects import Effects
 
 __all__ = ["Engine", "Report", "Stage"]
 
-# What is reported: a component is about to be called under a claim; an effect is committed; all is committed and the
-# component's part is over; or the claim was lost and nothing is stored.
-Stage = Literal["began", "recorded", "committed", "lost"]
+# What is reported: a component is about to be called under a claim; its effect is committed; all is stored and its
+# part is over; or the claim was lost and nothing is stored.
+Stage = Literal["began", "recorded", "finished", "lost"]
 Report = Callable[[Stage, str, FlowInstance, str], None]
+
+_RETRY_AFTER = timedelta(
+    seconds=0.2
+)  # a delivery or timer whose component failed; its attempts are the store's to count
 
 
 class Engine:
@@ -120,8 +125,15 @@ class Engine:
         call = await self._call(flow, delivery.step_id)
         component = self._components[call.step.component_type]
         with self._reporting("delivery", call):
-            outcome = await component.on_delivery(call, delivery)
-            change = outcome_change(call, outcome, worker=self._worker, event_id=delivery.event_id)
+            try:
+                outcome = await component.on_delivery(call, delivery)
+            except TemporaryFailure as failure:
+                await self._store.correlations.retry(delivery, after=_RETRY_AFTER, error=str(failure))
+                return
+            except PermanentFailure as failure:
+                change = failure_change(call, failure)
+            else:
+                change = outcome_change(call, outcome, worker=self._worker, event_id=delivery.event_id)
             await self._commit(flow, change, completes=[delivery])
 
     async def fire(self, timer: Timer) -> None:
@@ -133,8 +145,15 @@ class Engine:
         call = await self._call(flow, timer.step_id)
         component = self._components[call.step.component_type]
         with self._reporting("timer", call):
-            outcome = await component.on_timer(call)
-            change = outcome_change(call, outcome, worker=self._worker)
+            try:
+                outcome = await component.on_timer(call, timer)
+            except TemporaryFailure as failure:
+                await self._store.timers.retry(timer, after=_RETRY_AFTER, error=str(failure))
+                return
+            except PermanentFailure as failure:
+                change = failure_change(call, failure)
+            else:
+                change = outcome_change(call, outcome, worker=self._worker)
             await self._commit(flow, change, completes=[timer])
 
     # One step
@@ -256,7 +275,7 @@ class Engine:
         except LeaseLost:
             self._report("lost", claim, call.flow, call.step.step_id)
             raise
-        self._report("committed", claim, call.flow, call.step.step_id)
+        self._report("finished", claim, call.flow, call.step.step_id)
 
 
 def _outputs(flow: FlowInstance) -> dict[str, Any]:

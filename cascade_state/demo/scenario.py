@@ -118,9 +118,10 @@ _DOWN = "payment stays down, given up"
 _RETURNED = "never picked up: refunded"
 _SLOW = "a call that outlasts its lease"
 _RACE = "pick-up at the very deadline"
+_UNREADY = "pick-up cannot be taken in at first"
 
-# Weights of the stories of twenty orders.
-_ORDERS = {_PICKED_UP: 6, _RETRIED: 3, _REFUSED: 2, _DOWN: 1, _RETURNED: 4, _SLOW: 2, _RACE: 2}
+# Weights of the stories of twenty-one orders.
+_ORDERS = {_PICKED_UP: 6, _RETRIED: 3, _REFUSED: 2, _DOWN: 1, _RETURNED: 4, _SLOW: 2, _RACE: 2, _UNREADY: 1}
 _ORDER_STORIES = tuple(story for story, weight in _ORDERS.items() for _ in range(weight))
 
 _SHIPPED = ("reserve-stock", "charge-payment", "hand-to-carrier", "parcel-delivered", "pick-up")
@@ -142,6 +143,7 @@ def _order(number: int, random: Random, slow_seconds: float) -> PlannedFlow:
         _REFUSED: {"charge-payment": {"refuses": "the card is blocked"}},
         _DOWN: {"charge-payment": {"down_for_attempts": 99}},
         _SLOW: {_SLOW_STEP: {"takes_seconds": slow_seconds}},
+        _UNREADY: {"pick-up": {"down_for_attempts": 1}},
     }
     carrier = _events(f"carrier/{key}", {"depot": random.choice(("north", "south"))}, random)
     pick_up = _pick_up(story, f"pick-up/{key}", random)
@@ -195,6 +197,7 @@ def _approval(number: int, random: Random) -> PlannedFlow:
         business_key=key,
         trigger_data={
             "remind_seconds": _SHORT / 2 if story == _REMINDED else _LONG,
+            "pretend": {"remind": {"down_for_attempts": 1}},  # the first attempt to send it fails
             "reviewers": {child.business_key.rpartition("/")[2]: child.trigger_data for child in children},
         },
         endings=(Ending(status=FlowStatus.COMPLETED, done=frozenset(done)),),

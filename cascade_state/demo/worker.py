@@ -63,7 +63,7 @@ class Worker:
         self._store = store
         self._engine = engine
         self._options = options or WorkerOptions()
-        self.holder = f"{name}/{secrets.token_hex(4)}"
+        self.holder: str = f"{name}/{secrets.token_hex(4)}"
         self._held: dict[asyncio.Task[None], FlowInstance | Delivery | Timer] = {}
 
     async def run(self, stop: asyncio.Event) -> None:

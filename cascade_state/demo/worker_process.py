@@ -156,7 +156,7 @@ class WorkerProcess:
             self.first_began.setdefault((report["flow"], report["step"]), time.monotonic())
         elif what == "recorded":
             self._recorded[report["flow"], report["step"]] += 1
-        elif what in ("committed", "lost"):
+        elif what in ("finished", "lost"):
             self._lost[report["flow"], report["step"]] += what == "lost"
             self.in_hand.pop((report["claim"], report["flow"], report["step"]), None)
 

@@ -21,13 +21,13 @@ class MemoryData:
 
     def __init__(self, partition_count: int) -> None:
         self.partition_count = partition_count
-        self.loop = asyncio.get_running_loop()
-        self.openings = 0
-        self.undo = Undo()  # of the one call that is writing now; empty between calls
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.openings: int = 0
+        self.undo: Undo = Undo()  # of the one call that is writing now; empty between calls
         self.tables: dict[str, Table[Any, Any]] = {name: new_table(name, self.undo) for name in TABLES}
-        self.locks = Locks(self.loop)
+        self.locks: Locks = Locks(self.loop)
         self.snapshots: set[Transaction] = set()  # open transactions that go on seeing what was
-        self.feed_position = 0
+        self.feed_position: int = 0
 
     def next_feed_position(self) -> int:
         """Returns the next place in the feed; commits are one after the other, so places are in commit order."""

@@ -73,7 +73,7 @@ def check_instant(value: object, argument: str) -> datetime:
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidArgument(argument=argument, reason="must be an aware datetime (with a time zone)")
     if not 1 < value.year < MAXYEAR:
-        # The first and last instants of datetime are PostgreSQL's infinities to the driver, and come back without a zone.
+        # To the driver the first and last instants of datetime are PostgreSQL's infinities, and come back naive.
         raise InvalidArgument(argument=argument, reason=f"must lie between the years 2 and {MAXYEAR - 1}")
     return value.astimezone(UTC)
 

@@ -23,7 +23,7 @@ class CursorList(list[T]):
 
     def __init__(self, items: Iterable[T] = (), *, next_cursor: str | None = None) -> None:
         super().__init__(items)
-        self.next_cursor = next_cursor
+        self.next_cursor: str | None = next_cursor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

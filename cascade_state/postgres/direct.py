@@ -52,8 +52,8 @@ class Statement:
     __slots__ = ("build", "name")
 
     def __init__(self, name: str, build: Callable[[], ClauseElement]) -> None:
-        self.name = name
-        self.build = build
+        self.name: str = name
+        self.build: Callable[[], ClauseElement] = build
 
     def __repr__(self) -> str:
         return f"Statement({self.name})"
@@ -70,7 +70,7 @@ class CompiledStatement:
             schema_translate_map={None: schema} if schema else None,
             render_schema_translate=schema is not None,
         )
-        self.text = str(compiled)
+        self.text: str = str(compiled)
         self._names: tuple[str, ...] = tuple(compiled.positiontup or ())  # type: ignore[attr-defined]
         self._constants: dict[str, Any] = {name: value for name, value in compiled.params.items() if value is not None}
         binds = compiled.binds  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ class StatementCache:
     __slots__ = ("_compiled", "schema")
 
     def __init__(self, schema: str | None) -> None:
-        self.schema = schema
+        self.schema: str | None = schema
         self._compiled: dict[Statement, CompiledStatement] = {}
 
     async def fetch(

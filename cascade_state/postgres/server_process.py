@@ -79,8 +79,8 @@ class ServerProcess:
         initdb_options: tuple[str, ...] = (),
     ) -> None:
         self.directory = directory
-        self.data_directory = directory / "pgdata"
-        self.log_path = directory / "server.log"
+        self.data_directory: Path = directory / "pgdata"
+        self.log_path: Path = directory / "server.log"
         self._settings = dict(settings or {})
         self._initdb_options = initdb_options
 

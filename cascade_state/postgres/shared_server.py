@@ -56,7 +56,7 @@ class SharedServer:
         settings: Mapping[str, str] | None = None,
         initdb_options: tuple[str, ...] = (),
     ) -> None:
-        self.directory = directory.expanduser().absolute()
+        self.directory: Path = directory.expanduser().absolute()
         self._process = ServerProcess(self.directory, settings=settings, initdb_options=initdb_options)
         self._version = version
         self._system_only = system_only

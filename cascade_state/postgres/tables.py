@@ -20,30 +20,36 @@ the lint import this module.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
-    JSON,
-    BigInteger,
     Boolean,
-    CheckConstraint,
     Column,
-    DateTime,
     ForeignKeyConstraint,
     Index,
     Integer,
-    MetaData,
     PrimaryKeyConstraint,
     Table,
-    Text,
-    Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import UserDefinedType
+
+from cascade_state.postgres.columns import (
+    REFERENCE,
+    XID8,
+    bigint_column,
+    instant_column,
+    integer_column,
+    json_column,
+    lease_columns,
+    metadata,
+    one_of,
+    partition_column,
+    spread_by,
+    text_column,
+    uuid_column,
+    with_instance,
+)
 
 __all__ = [
-    "XID8",
     "component_states",
     "correlations",
     "early_events",
@@ -60,143 +66,59 @@ __all__ = [
     "workers",
 ]
 
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(referred_table_name)s",
-    }
-)
 
-# Copied to every node: small, rarely written, joined from everywhere.
-_REFERENCE = "reference"
-# Split by partition_id, every table in the same way, so that one partition of all of them lies on one node.
-_COLOCATED = "partition_id, colocated with flow_instances"
-
-
-def _spread_by(owner: str, storage: dict[str, str] | None = None) -> dict[str, Any]:
-    """What `Table.info` says of a distributed table: whose partition its rows lie in, and its storage parameters."""
-    return {"distribution": _COLOCATED, "partition_of": owner, "storage": storage or {}}
-
-
-class XID8(UserDefinedType[int]):
-    """PostgreSQL's 64-bit transaction id: grows with each transaction, never wraps."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        """Returns the name of the type."""
-        return "xid8"
-
-
-def _text(name: str, *, nullable: bool = False) -> Column[str]:
-    return Column(name, Text(collation="C"), nullable=nullable)
-
-
-def _json(name: str, *, nullable: bool = False) -> Column[Any]:
-    return Column(name, JSON(), nullable=nullable)
-
-
-def _uuid(name: str, *, nullable: bool = False) -> Column[Any]:
-    return Column(name, Uuid(), nullable=nullable)
-
-
-def _instant(name: str, *, nullable: bool = False) -> Column[Any]:
-    return Column(name, DateTime(timezone=True), nullable=nullable)
-
-
-def _integer(name: str) -> Column[int]:
-    return Column(name, Integer(), nullable=False, autoincrement=False)
-
-
-def _bigint(name: str, *, nullable: bool = False, default: str | None = None) -> Column[int]:
-    server_default = None if default is None else text(default)
-    return Column(name, BigInteger(), nullable=nullable, server_default=server_default, autoincrement=False)
-
-
-def _partition() -> Column[int]:
-    return _integer("partition_id")
-
-
-def _lease() -> list[Column[Any]]:
-    """The columns of a lease; the token only ever grows for one row."""
-    return [
-        _text("lease_holder", nullable=True),
-        _bigint("lease_token", default="0"),
-        _instant("lease_expires_at", nullable=True),
-    ]
-
-
-def _one_of(column: str, *values: str) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
-
-
-def _of_instance() -> ForeignKeyConstraint:
-    """Rows that go with their flow instance."""
-    return ForeignKeyConstraint(
-        ["partition_id", "flow_instance_id"],
-        ["flow_instances.partition_id", "flow_instances.flow_instance_id"],
-        ondelete="CASCADE",
-    )
-
-
-flow_definitions = Table(
+flow_definitions: Table = Table(
     "flow_definitions",
     metadata,
-    _text("flow_id"),
-    _integer("version"),
-    _text("digest"),
-    _json("content"),
-    _instant("deployed_at"),
-    _instant("undeployed_at", nullable=True),  # hidden since; the row stays, because instances refer to it
+    text_column("flow_id"),
+    integer_column("version"),
+    text_column("digest"),
+    json_column("content"),
+    instant_column("deployed_at"),
+    instant_column("undeployed_at", nullable=True),  # hidden since; the row stays, because instances refer to it
     PrimaryKeyConstraint("flow_id", "version"),
-    info={"distribution": _REFERENCE},
+    info={"distribution": REFERENCE},
 )
 
-settings = Table(
-    "settings", metadata, _text("name"), _json("value"), PrimaryKeyConstraint("name"), info={"distribution": _REFERENCE}
+settings: Table = Table(
+    "settings",
+    metadata,
+    text_column("name"),
+    json_column("value"),
+    PrimaryKeyConstraint("name"),
+    info={"distribution": REFERENCE},
 )
 
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED")
 
-flow_instances = Table(
+flow_instances: Table = Table(
     "flow_instances",
     metadata,
-    _partition(),
-    _uuid("flow_instance_id"),
-    _uuid("root_id"),
-    _uuid("parent_id", nullable=True),
-    _text("flow_id"),
-    _integer("flow_version"),
-    _text("status"),
-    _text("business_key", nullable=True),
-    _json("trigger_data"),
-    _json("error", nullable=True),
+    partition_column(),
+    uuid_column("flow_instance_id"),
+    uuid_column("root_id"),
+    uuid_column("parent_id", nullable=True),
+    text_column("flow_id"),
+    integer_column("flow_version"),
+    text_column("status"),
+    text_column("business_key", nullable=True),
+    json_column("trigger_data"),
+    json_column("error", nullable=True),
     Column("search_attributes", JSONB(), nullable=False, server_default=text("'{}'::jsonb")),
-    _json("waits", nullable=True),  # step id -> correlation key, of the steps that are suspended now
-    _json("pending_timers", nullable=True),  # step id -> timer id, likewise
-    _bigint("version"),
-    _bigint("event_count"),  # the last sequence used in flow_events
+    json_column("waits", nullable=True),  # step id -> correlation key, of the steps that are suspended now
+    json_column("pending_timers", nullable=True),  # step id -> timer id, likewise
+    bigint_column("version"),
+    bigint_column("event_count"),  # the last sequence used in flow_events
     # Grows with each timer that is scheduled without advancing the flow: an advance that ends the flow at
     # the same moment then waits for that row, sees it changed, and removes that timer too.
-    _bigint("timer_changes", default="0"),
-    *_lease(),
-    _instant("created_at"),
-    _instant("updated_at"),
-    _instant("completed_at", nullable=True),
+    bigint_column("timer_changes", default="0"),
+    *lease_columns(),
+    instant_column("created_at"),
+    instant_column("updated_at"),
+    instant_column("completed_at", nullable=True),
     PrimaryKeyConstraint("partition_id", "flow_instance_id"),
     ForeignKeyConstraint(["flow_id", "flow_version"], ["flow_definitions.flow_id", "flow_definitions.version"]),
-    _one_of(
-        "status",
-        "INITIALIZING",
-        "RUNNING",
-        "WAITING_FOR_EVENT",
-        "WAITING_FOR_TIMER",
-        "COMPLETED",
-        "FAILED",
-        "CANCELLED",
-    ),
+    one_of("status", "INITIALIZING", "RUNNING", "WAITING_FOR_EVENT", "WAITING_FOR_TIMER", *_ENDED),
     # No index mentions version, updated_at or a lease: storing a step and claiming, which change nothing
     # else that is indexed, then stay heap-only updates. A range of updated_at is a filter over one of these
     # orders.
@@ -229,63 +151,63 @@ flow_instances = Table(
         postgresql_using="gin",
         postgresql_ops={"search_attributes": "jsonb_path_ops"},
     ),
-    info=_spread_by(
+    info=spread_by(
         "flow instance",
         {"fillfactor": "80", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
     ),
 )
 
-step_results = Table(
+step_results: Table = Table(
     "step_results",
     metadata,
-    _partition(),
-    _uuid("flow_instance_id"),
-    _text("step_id"),
-    _text("status"),
-    _json("outputs"),
-    _json("error", nullable=True),
-    _integer("attempt"),
-    _instant("completed_at"),
+    partition_column(),
+    uuid_column("flow_instance_id"),
+    text_column("step_id"),
+    text_column("status"),
+    json_column("outputs"),
+    json_column("error", nullable=True),
+    integer_column("attempt"),
+    instant_column("completed_at"),
     PrimaryKeyConstraint("partition_id", "flow_instance_id", "step_id"),
-    _of_instance(),
-    _one_of("status", "COMPLETED", "FAILED"),
-    info=_spread_by("flow instance"),
+    with_instance(),
+    one_of("status", "COMPLETED", "FAILED"),
+    info=spread_by("flow instance"),
 )
 
-component_states = Table(
+component_states: Table = Table(
     "component_states",
     metadata,
-    _partition(),
-    _uuid("flow_instance_id"),
-    _text("step_id"),
-    _json("state"),
-    _bigint("version"),
-    _instant("expires_at", nullable=True),
-    _instant("updated_at"),
+    partition_column(),
+    uuid_column("flow_instance_id"),
+    text_column("step_id"),
+    json_column("state"),
+    bigint_column("version"),
+    instant_column("expires_at", nullable=True),
+    instant_column("updated_at"),
     PrimaryKeyConstraint("partition_id", "flow_instance_id", "step_id"),
-    _of_instance(),
-    info=_spread_by("flow instance"),
+    with_instance(),
+    info=spread_by("flow instance"),
 )
 
 _LIVE_TIMER = text("status IN ('PENDING', 'CLAIMED')")
 
-timers = Table(
+timers: Table = Table(
     "timers",
     metadata,
-    _partition(),
-    _uuid("timer_id"),
-    _uuid("flow_instance_id"),
-    _text("step_id"),
-    _instant("due_at"),
-    _text("status"),
-    *_lease(),
-    _integer("attempts"),
-    _integer("max_attempts"),
-    _json("payload"),
-    _text("last_error", nullable=True),
+    partition_column(),
+    uuid_column("timer_id"),
+    uuid_column("flow_instance_id"),
+    text_column("step_id"),
+    instant_column("due_at"),
+    text_column("status"),
+    *lease_columns(),
+    integer_column("attempts"),
+    integer_column("max_attempts"),
+    json_column("payload"),
+    text_column("last_error", nullable=True),
     PrimaryKeyConstraint("partition_id", "timer_id"),
-    _of_instance(),
-    _one_of("status", "PENDING", "CLAIMED", "DEAD"),
+    with_instance(),
+    one_of("status", "PENDING", "CLAIMED", "DEAD"),
     Index("ix_timers_due", "due_at", "timer_id", postgresql_where=_LIVE_TIMER),  # claims over all partitions
     Index(
         "ix_timers_partition_due",  # claims in chosen partitions
@@ -301,26 +223,26 @@ timers = Table(
         "timer_id",
         postgresql_where=text("status = 'DEAD'"),
     ),
-    info=_spread_by(
+    info=spread_by(
         "flow instance",
         {"fillfactor": "90", "autovacuum_vacuum_scale_factor": "0.01", "autovacuum_analyze_scale_factor": "0.02"},
     ),
 )
 
-flow_events = Table(
+flow_events: Table = Table(
     "flow_events",
     metadata,
-    _partition(),
-    _uuid("flow_instance_id"),
-    _bigint("sequence"),
-    _text("event_type"),
-    _json("payload"),
-    _instant("recorded_at"),
+    partition_column(),
+    uuid_column("flow_instance_id"),
+    bigint_column("sequence"),
+    text_column("event_type"),
+    json_column("payload"),
+    instant_column("recorded_at"),
     # The transaction that wrote the event: a reader of the feed goes no further than the oldest one still
     # running.
     Column("recorded_xid", XID8(), nullable=False, server_default=text("pg_current_xact_id()")),
     PrimaryKeyConstraint("partition_id", "flow_instance_id", "sequence"),
-    _of_instance(),
+    with_instance(),
     Index("ix_flow_events_feed", "recorded_xid", "flow_instance_id", "sequence"),  # the feed of all partitions
     Index(
         "ix_flow_events_partition_feed",  # the feed of one partition
@@ -329,36 +251,36 @@ flow_events = Table(
         "flow_instance_id",
         "sequence",
     ),
-    info=_spread_by("flow instance"),
+    info=spread_by("flow instance"),
 )
 
 
-correlations = Table(
+correlations: Table = Table(
     "correlations",
     metadata,
-    _partition(),
-    _text("correlation_key"),
-    _uuid("flow_instance_id"),
-    _text("step_id"),
-    _integer("flow_partition_id"),
-    _text("status"),  # NEW: stored but not matched yet
-    _instant("created_at"),
-    _instant("expires_at", nullable=True),
+    partition_column(),
+    text_column("correlation_key"),
+    uuid_column("flow_instance_id"),
+    text_column("step_id"),
+    integer_column("flow_partition_id"),
+    text_column("status"),  # NEW: stored but not matched yet
+    instant_column("created_at"),
+    instant_column("expires_at", nullable=True),
     # The delivered event, all of it: an event that is given up becomes the dead letter that it would have
     # been.
-    _text("event_id", nullable=True),
-    _json("payload", nullable=True),
-    _text("mode", nullable=True),
-    _instant("published_at", nullable=True),
-    _bigint("ordinal", nullable=True),
-    _instant("delivered_at", nullable=True),
-    _instant("available_at", nullable=True),  # not claimable before
+    text_column("event_id", nullable=True),
+    json_column("payload", nullable=True),
+    text_column("mode", nullable=True),
+    instant_column("published_at", nullable=True),
+    bigint_column("ordinal", nullable=True),
+    instant_column("delivered_at", nullable=True),
+    instant_column("available_at", nullable=True),  # not claimable before
     Column("timed_out", Boolean(), nullable=False, server_default=text("false")),
     Column("attempts", Integer(), nullable=False, server_default=text("0")),
-    _text("last_error", nullable=True),
-    *_lease(),
+    text_column("last_error", nullable=True),
+    *lease_columns(),
     PrimaryKeyConstraint("partition_id", "correlation_key", "flow_instance_id", "step_id"),
-    _one_of("status", "NEW", "WAITING", "DELIVERED"),
+    one_of("status", "NEW", "WAITING", "DELIVERED"),
     Index("ix_correlations_flow_instance", "flow_instance_id"),  # waits of a flow: cancel, and the flow's end
     Index(
         "ix_correlations_delivered",  # claims of deliveries
@@ -374,28 +296,28 @@ correlations = Table(
         postgresql_where=text("status IN ('NEW', 'WAITING') AND expires_at IS NOT NULL"),
     ),
     Index("ix_correlations_new", "correlation_key", postgresql_where=text("status = 'NEW'")),  # left by a crash
-    info=_spread_by(
+    info=spread_by(
         "correlation key",
         {"fillfactor": "80", "autovacuum_vacuum_scale_factor": "0.01", "autovacuum_analyze_scale_factor": "0.02"},
     ),
 )
 
-early_events = Table(
+early_events: Table = Table(
     "early_events",
     metadata,
-    _partition(),
-    _text("correlation_key"),
-    _text("event_id"),
-    _json("payload"),
-    _text("mode"),
-    _text("status"),  # NEW: not matched yet; KEPT: waits for a waiter; SEEN: remembered for deduplication; DEAD
-    _instant("published_at"),
-    _bigint("ordinal"),
-    _instant("expires_at"),
-    _text("reason", nullable=True),
+    partition_column(),
+    text_column("correlation_key"),
+    text_column("event_id"),
+    json_column("payload"),
+    text_column("mode"),
+    text_column("status"),  # NEW: not matched yet; KEPT: waits for a waiter; SEEN: remembered for deduplication; DEAD
+    instant_column("published_at"),
+    bigint_column("ordinal"),
+    instant_column("expires_at"),
+    text_column("reason", nullable=True),
     PrimaryKeyConstraint("partition_id", "correlation_key", "event_id"),
-    _one_of("mode", "first", "fifo", "broadcast"),
-    _one_of("status", "NEW", "KEPT", "SEEN", "DEAD"),
+    one_of("mode", "first", "fifo", "broadcast"),
+    one_of("status", "NEW", "KEPT", "SEEN", "DEAD"),
     Index("ix_early_events_expiring", "expires_at", postgresql_where=text("status <> 'DEAD'")),  # what to forget
     Index("ix_early_events_new", "correlation_key", postgresql_where=text("status = 'NEW'")),  # left by a crash
     Index(
@@ -405,22 +327,22 @@ early_events = Table(
         "event_id",
         postgresql_where=text("status = 'DEAD'"),
     ),
-    info=_spread_by("correlation key"),
+    info=spread_by("correlation key"),
 )
 
 
 # The uniqueness that partitions of flows cannot give: scope 'business_key:<flow_id>' holds business keys. A
 # row lies in the partition of its key.
-idempotency_keys = Table(
+idempotency_keys: Table = Table(
     "idempotency_keys",
     metadata,
-    _partition(),
-    _text("scope"),
-    _text("key"),
-    _uuid("flow_instance_id", nullable=True),
-    _json("result", nullable=True),
-    _instant("created_at"),
-    _instant("expires_at", nullable=True),
+    partition_column(),
+    text_column("scope"),
+    text_column("key"),
+    uuid_column("flow_instance_id", nullable=True),
+    json_column("result", nullable=True),
+    instant_column("created_at"),
+    instant_column("expires_at", nullable=True),
     PrimaryKeyConstraint("partition_id", "scope", "key"),
     Index(
         "ix_idempotency_keys_flow_instance",  # keys of a flow that is removed
@@ -428,41 +350,41 @@ idempotency_keys = Table(
         postgresql_where=text("flow_instance_id IS NOT NULL"),
     ),
     Index("ix_idempotency_keys_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
-    info=_spread_by("key"),
+    info=spread_by("key"),
 )
 
 
-workers = Table(
+workers: Table = Table(
     "workers",
     metadata,
-    _partition(),
-    _text("replica_set"),
-    _text("worker_id"),
-    _instant("started_at"),
-    _instant("heartbeat_at"),
-    _json("metadata"),
+    partition_column(),
+    text_column("replica_set"),
+    text_column("worker_id"),
+    instant_column("started_at"),
+    instant_column("heartbeat_at"),
+    json_column("metadata"),
     PrimaryKeyConstraint("partition_id", "replica_set", "worker_id"),
-    info=_spread_by("worker id"),
+    info=spread_by("worker id"),
 )
 
-partition_assignments = Table(
+partition_assignments: Table = Table(
     "partition_assignments",
     metadata,
-    _partition(),
-    _text("replica_set"),
-    _text("owner", nullable=True),
-    _bigint("generation"),
+    partition_column(),
+    text_column("replica_set"),
+    text_column("owner", nullable=True),
+    bigint_column("generation"),
     PrimaryKeyConstraint("partition_id", "replica_set"),
-    info=_spread_by("partition"),
+    info=spread_by("partition"),
 )
 
-feed_checkpoints = Table(
+feed_checkpoints: Table = Table(
     "feed_checkpoints",
     metadata,
-    _partition(),
-    _text("consumer"),
-    _text("position"),
-    _instant("updated_at"),
+    partition_column(),
+    text_column("consumer"),
+    text_column("position"),
+    instant_column("updated_at"),
     PrimaryKeyConstraint("partition_id", "consumer"),
-    info=_spread_by("partition"),
+    info=spread_by("partition"),
 )

@@ -151,7 +151,7 @@ class TemporaryDatabase:
         self._server = server
         self._dropped = False
         self.name = name
-        self.url = server.url_for(name)
+        self.url: str = server.url_for(name)
 
     async def drop(self) -> None:
         """Drops the database.

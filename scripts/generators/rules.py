@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from cascade_state.testing.contracts import every_contract, rules_of, tests_of
+from cascade_state.testing.contracts import every_contract, every_test, rules_of
 
 RULES = Path(__file__).parent.parent.parent / "docs" / "reference" / "rules.md"
 
@@ -30,7 +30,7 @@ def proofs() -> dict[str, dict[str, list[str]]]:
     """Return the tests that prove each rule, by contract class."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for contract in every_contract():
-        for name, test in tests_of(contract):
+        for name, test in every_test(contract):
             for number in rules_of(test):
                 found[number][contract.__name__].append(name)
     return found

@@ -209,4 +209,4 @@ def test_a_missing_extra_is_named() -> None:
     program = "import sys; sys.modules['typer'] = None; from cascade_state.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr == "cascade-state needs typer: install cascade-state[cli]\n"
+    assert done.stderr.splitlines()[-1] == "cascade-state needs typer: install cascade-state[cli]"

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from cascade_state import Delivery, FlowInstance, FlowInstanceFilter, FlowStatus, Store, open_store
+from cascade_state import Delivery, FlowInstance, FlowInstanceFilter, FlowStatus, Store, Timer, open_store
 from cascade_state.demo.components import Call, Component, Outcome
 from cascade_state.demo.definition_files import load_definitions
 from cascade_state.demo.effects import ListedEffects
@@ -54,8 +54,8 @@ class Crashing(Component):
     async def on_delivery(self, call: Call, delivery: Delivery) -> Outcome:
         return await self._component.on_delivery(call, delivery)
 
-    async def on_timer(self, call: Call) -> Outcome:
-        return await self._component.on_timer(call)
+    async def on_timer(self, call: Call, timer: Timer) -> Outcome:
+        return await self._component.on_timer(call, timer)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -11,6 +11,7 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     Select,
+    Table,
     and_,
     cast,
     delete,
@@ -65,8 +66,8 @@ __all__ = [
     "list_waiting_statement",
 ]
 
-wait = correlations
-event = early_events
+wait: Table = correlations
+event: Table = early_events
 
 # A row that is NEW for longer than this lost its process between the two statements that make and match it.
 _HEALING_AGE = timedelta(seconds=1)

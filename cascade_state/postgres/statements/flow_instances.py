@@ -12,6 +12,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     Select,
+    Table,
     Text,
     and_,
     bindparam,
@@ -69,7 +70,7 @@ __all__ = [
     "list_statement",
 ]
 
-flow = flow_instances
+flow: Table = flow_instances
 
 
 def instance_columns(source: Any = flow) -> tuple[ColumnElement[Any], ...]:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     Select,
+    Table,
     and_,
     case,
     cast,
@@ -37,8 +38,8 @@ __all__ = ["KEY_COLUMNS", "MATCH", "MATCH_UNLOCKED"]
 
 KEY_COLUMNS = {"partition_id": INTEGER, "correlation_key": TEXT, "lock_key": BIGINT}
 
-wait = correlations
-event = early_events
+wait: Table = correlations
+event: Table = early_events
 
 
 def _match(*, patient: bool) -> Select[Any]:

@@ -8,6 +8,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     Select,
+    Table,
     Text,
     and_,
     bindparam,
@@ -25,7 +26,7 @@ from cascade_state.postgres.tables import correlations, flow_instances, idempote
 
 __all__ = ["COUNT_PURGEABLE", "PURGE", "REMOVE"]
 
-flow = flow_instances
+flow: Table = flow_instances
 
 
 def _removed(*conditions: ColumnElement[bool]) -> Select[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, and_, cast, func, literal_column, select
+from sqlalchemy import Select, Table, and_, cast, func, literal_column, select
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from cascade_state.postgres.direct import Statement
@@ -47,7 +47,7 @@ __all__ = [
     "TAKE_KEY",
 ]
 
-flow = flow_instances
+flow: Table = flow_instances
 
 # Reading
 

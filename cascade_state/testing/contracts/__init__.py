@@ -20,7 +20,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES))
 
 from cascade_state.testing.contracts.base import LEASE, PATIENCE, OpenStore, StoreContract  # noqa: E402
 from cascade_state.testing.contracts.observing import Observer  # noqa: E402
-from cascade_state.testing.contracts.rules import capabilities_of, requires, rule, rules_of, tests_of  # noqa: E402
+from cascade_state.testing.contracts.rules import capabilities_of, every_test, requires, rule, rules_of  # noqa: E402
 
 __all__ = [
     "LEASE",
@@ -30,10 +30,10 @@ __all__ = [
     "StoreContract",
     "capabilities_of",
     "every_contract",
+    "every_test",
     "requires",
     "rule",
     "rules_of",
-    "tests_of",
 ]
 
 

@@ -54,7 +54,7 @@ Check: TypeAlias = Callable[[bool], Awaitable[None]]
 class StoreContract:
     """The base of all contract classes."""
 
-    pytestmark = pytest.mark.asyncio
+    pytestmark: pytest.MarkDecorator = pytest.mark.asyncio
 
     observer: Observer
 

@@ -85,11 +85,9 @@ def _writer(target: Store, flow: FlowInstance, steps: Sequence[Sequence[NewEvent
 class EventsContract(StoreContract):
     """`events.read` hands out the history of all flows, as it is committed."""
 
-    @rule("Feed")
     async def test_an_empty_store_has_no_events(self, store: Store) -> None:
         assert await store.events.read() == []
 
-    @rule("Feed")
     async def test_the_feed_is_the_history_of_the_flows(self, store: Store, clock: FrozenClock) -> None:
         flow = await factories.add_flow(store)
         recorded_at = clock.now()
@@ -106,7 +104,6 @@ class EventsContract(StoreContract):
         assert {event.recorded_at for event in events} == {recorded_at}
         assert {event.flow_instance_id for event in events} == {flow.flow_instance_id}
 
-    @rule("Feed")
     async def test_events_of_a_flow_come_in_their_order_and_commits_one_after_the_other(self, store: Store) -> None:
         first, second = await factories.add_flow(store), await factories.add_flow(store)
         for _ in range(3):
@@ -119,7 +116,6 @@ class EventsContract(StoreContract):
             (flow.flow_instance_id, number) for flow, number in expected
         ]
 
-    @rule("Feed")
     @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
     async def test_reading_in_pieces_gives_the_same(self, store: Store, limit: int) -> None:
         for _ in range(4):
@@ -129,7 +125,6 @@ class EventsContract(StoreContract):
         assert await _feed(store, 20, limit=limit) == whole
         assert len({event.position for event in whole}) == 20
 
-    @rule("Feed")
     async def test_every_position_continues_behind_its_event(self, store: Store, other_store: Store) -> None:
         for _ in range(3):
             await factories.add_flow(store)
@@ -137,7 +132,6 @@ class EventsContract(StoreContract):
         for number, event in enumerate(events, start=1):
             assert await other_store.events.read(after=event.position) == events[number:]
 
-    @rule("Feed")
     async def test_what_comes_later_is_behind_the_last_position(self, store: Store) -> None:
         await factories.add_flow(store)
         reader = _Reader(store)
@@ -147,7 +141,6 @@ class EventsContract(StoreContract):
         events = await reader.read_until(lambda seen: len(seen) >= 4)
         assert _by_flow(events[2:]) == {flow.flow_instance_id: [1, 2]}
 
-    @rule("Feed")
     async def test_a_position_outlives_its_event(self, store: Store) -> None:
         first, second = await factories.add_flow(store), await factories.add_flow(store)
         events = await _feed(store, 4)
@@ -159,7 +152,6 @@ class EventsContract(StoreContract):
         reader = _Reader(store, after=events[3].position)
         assert _by_flow(await reader.read_until(lambda seen: len(seen) >= 2)) == {third.flow_instance_id: [1, 2]}
 
-    @rule("Feed")
     @pytest.mark.parametrize("position", ["", "nonsense", "0", "-1", "9" * 400, "é", "1-2-3-4-5", 7, b"7"])
     async def test_what_is_no_position_is_refused(self, store: Store, position: object) -> None:
         await factories.add_flow(store)
@@ -167,7 +159,6 @@ class EventsContract(StoreContract):
             await store.events.read(after=position)  # type: ignore[arg-type]
         assert caught.value.argument == "after"
 
-    @rule("Feed")
     @pytest.mark.parametrize("limit", [0, -1, 10_001, True, 1.0])
     async def test_a_limit_is_from_one_to_ten_thousand(self, store: Store, limit: object) -> None:
         with pytest.raises(InvalidArgument) as caught:
@@ -176,14 +167,14 @@ class EventsContract(StoreContract):
 
     # Open transactions
 
-    @rule("Feed", "C-01")
+    @rule("C-01")
     async def test_what_is_not_committed_is_not_handed_out(self, store: Store, other_store: Store) -> None:
         async with store.begin() as uow:
             flow = await factories.add_flow(uow)
             assert await other_store.events.read() == []
         assert _by_flow(await _feed(other_store, 2)) == {flow.flow_instance_id: [1, 2]}
 
-    @rule("Feed", "C-02")
+    @rule("C-02")
     async def test_what_is_rolled_back_is_never_handed_out(self, store: Store) -> None:
         first = await factories.add_flow(store)
         async with store.begin() as uow:
@@ -194,7 +185,6 @@ class EventsContract(StoreContract):
         events = await _feed(store, 4)
         assert _by_flow(events) == {first.flow_instance_id: [1, 2], second.flow_instance_id: [1, 2]}
 
-    @rule("Feed")
     async def test_an_event_whose_transaction_began_earlier_and_commits_later_is_not_skipped(
         self, store: Store, other_store: Store
     ) -> None:
@@ -213,7 +203,6 @@ class EventsContract(StoreContract):
         assert _by_flow(events) == expected
         assert await reader.read() == []
 
-    @rule("Feed")
     async def test_a_unit_of_work_that_writes_again_late_is_not_skipped_either(
         self, store: Store, other_store: Store
     ) -> None:
@@ -229,7 +218,6 @@ class EventsContract(StoreContract):
         events = await reader.read_until(lambda seen: len(seen) >= 7)
         assert _by_flow(events) == {slow.flow_instance_id: [1, 2, 3, 4], quick.flow_instance_id: [1, 2, 3]}
 
-    @rule("Feed")
     async def test_two_writers_and_a_reader_in_every_order(self, store: Store, other_store: Store) -> None:
         definition = await factories.deploy_flow_definition(store)
         reader = _Reader(store)
@@ -246,7 +234,6 @@ class EventsContract(StoreContract):
         await reader.read_until(lambda seen: len(seen) >= expected)
         assert _by_flow(reader.seen) == written
 
-    @rule("Feed")
     @pytest.mark.parametrize("seed", range(6))
     async def test_many_writers_and_a_reader_in_random_orders(
         self, store: Store, other_store: Store, seed: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["capabilities_of", "requires", "rule", "rules_of", "tests_of"]
+__all__ = ["capabilities_of", "every_test", "requires", "rule", "rules_of"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,7 +44,7 @@ def capabilities_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return getattr(function, "__contract_capabilities__", ())
 
 
-def tests_of(contract: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+def every_test(contract: type) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yields the tests of a contract class, inherited ones included, with their names."""
     for name in dir(contract):
         if name.startswith("test_"):

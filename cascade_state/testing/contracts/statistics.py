@@ -26,7 +26,6 @@ def _statuses(statistics: Statistics) -> dict[FlowStatus, int]:
 class StatisticsContract(StoreContract):
     """`store.statistics()` counts what is stored and committed."""
 
-    @rule("Statistics")
     async def test_an_empty_store_counts_nothing(self, store: Store) -> None:
         statistics = await store.statistics()
         assert _statuses(statistics) == {}
@@ -35,7 +34,6 @@ class StatisticsContract(StoreContract):
         assert (statistics.deliveries_pending, statistics.dead_letters) == (0, 0)
         assert (dict(statistics.consumer_lags), statistics.workers_alive) == ({}, 0)
 
-    @rule("Statistics")
     async def test_instances_are_counted_by_status(self, store: Store) -> None:
         definition = await factories.deploy_flow_definition(store)
         running = factories.running_flow
@@ -54,7 +52,6 @@ class StatisticsContract(StoreContract):
         expected[FlowStatus.RUNNING] = 2
         assert _statuses(await store.statistics()) == expected
 
-    @rule("Statistics")
     async def test_a_flow_is_counted_under_the_status_it_has_now(self, store: Store) -> None:
         flow, other = await factories.add_flow(store), await factories.add_flow(store)
         flow = await store.advance(flow.suspend_for_timer("ship", after=_HOUR))
@@ -64,7 +61,7 @@ class StatisticsContract(StoreContract):
         await store.flow_instances.remove(other.flow_instance_id)
         assert _statuses(await store.statistics()) == {FlowStatus.COMPLETED: 1}
 
-    @rule("Statistics", "C-41")
+    @rule("C-41")
     async def test_timers_are_overdue_from_their_instant_on_while_nobody_holds_them(
         self, store: Store, clock: FrozenClock
     ) -> None:
@@ -91,7 +88,7 @@ class StatisticsContract(StoreContract):
         await store.timers.complete([claimed])
         assert await figures() == (1, 1, late.due_at)
 
-    @rule("Statistics", "C-44")
+    @rule("C-44")
     async def test_dead_timers_are_counted_apart(self, store: Store, clock: FrozenClock) -> None:
         flow = await factories.add_flow(store)
         for _ in range(3):
@@ -105,7 +102,7 @@ class StatisticsContract(StoreContract):
         statistics = await store.statistics()
         assert (statistics.timers_dead, statistics.timers_pending, statistics.timers_overdue) == (1, 2, 2)
 
-    @rule("Statistics", "C-34")
+    @rule("C-34")
     async def test_deliveries_are_pending_until_they_are_acknowledged(self, store: Store, clock: FrozenClock) -> None:
         for key in ("parcel-77", "parcel-78"):
             await factories.add_flow(store, waits_for=key)
@@ -123,7 +120,7 @@ class StatisticsContract(StoreContract):
         assert len(await claim_deliveries(store)) == 2  # one of them timed out
         assert (await store.statistics()).deliveries_pending == 2
 
-    @rule("Statistics", "C-35")
+    @rule("C-35")
     async def test_dead_letters_are_counted_until_they_are_published_again(
         self, store: Store, clock: FrozenClock
     ) -> None:
@@ -138,7 +135,7 @@ class StatisticsContract(StoreContract):
         await store.correlations.republish(letters[0])
         assert (await store.statistics()).dead_letters == 2
 
-    @rule("Statistics", "C-01")
+    @rule("C-01")
     async def test_only_what_is_committed_is_counted(self, store: Store, other_store: Store) -> None:
         before = await store.statistics()
         async with store.begin() as uow:

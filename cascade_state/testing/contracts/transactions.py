@@ -31,7 +31,7 @@ _WRITES = sorted(name for name, call in CALLS.items() if call.writes)
 _READS = sorted(name for name, call in CALLS.items() if not call.writes)
 
 
-class Interrupted(Exception):  # noqa: N818 - what a caller's own code may raise
+class Interrupted(Exception):
     """An exception that the store knows nothing about."""
 
 
