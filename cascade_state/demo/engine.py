@@ -66,9 +66,8 @@ __all__ = ["Engine", "Report", "Stage"]
 Stage = Literal["began", "recorded", "finished", "lost"]
 Report = Callable[[Stage, str, FlowInstance, str], None]
 
-_RETRY_AFTER = timedelta(
-    seconds=0.2
-)  # a delivery or timer whose component failed; its attempts are the store's to count
+# When a delivery or timer whose component failed comes again; counting its attempts is the store's part.
+_RETRY_AFTER = timedelta(seconds=0.2)
 
 
 class Engine:

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import exc as sqlalchemy_errors
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 
 from cascade_state.errors import SchemaMismatch, StoreError, StoreUnavailable, TransactionAborted, UsageError
 
@@ -47,6 +48,7 @@ def translated() -> Iterator[None]:
         asyncpg.InterfaceError,
         asyncpg.InternalClientError,
         sqlalchemy_errors.SQLAlchemyError,
+        AsyncAdapt_asyncpg_dbapi.Error,  # the adapter's own, where we call it without the engine in between
         OSError,
         EOFError,
     ) as error:

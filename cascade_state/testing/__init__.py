@@ -1,4 +1,4 @@
-"""What users import in their tests: servers, a database per test, hashes.
+"""What users import in their tests: a clock, servers, a database per test, hashes; the contract suite beside it.
 
 Importing this package imports no driver; each name is loaded when it is first used.
 """
@@ -9,12 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cascade_state.testing.clock import FrozenClock
     from cascade_state.testing.databases import TemporaryDatabase
     from cascade_state.testing.hashing import DirectoryHash, hash_directory, migration_hash
     from cascade_state.testing.server import PostgresServer, shared_server
 
 __all__ = [
     "DirectoryHash",
+    "FrozenClock",
     "PostgresServer",
     "TemporaryDatabase",
     "hash_directory",
@@ -24,6 +26,7 @@ __all__ = [
 
 _HOMES = {
     "DirectoryHash": "hashing",
+    "FrozenClock": "clock",
     "PostgresServer": "server",
     "TemporaryDatabase": "databases",
     "hash_directory": "hashing",

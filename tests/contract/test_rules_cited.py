@@ -13,6 +13,7 @@ RULES = frozenset(
         *(f"C-{number}" for number in range(30, 36)),
         *(f"C-{number}" for number in range(40, 46)),
         *(f"C-{number}" for number in (50, 51)),
+        "Errors",  # the rule that has no number
     ]
 )
 
@@ -38,7 +39,8 @@ TESTS = [(contract, name, test) for contract in CONTRACTS for name, test in ever
 
 def test_every_rule_is_cited_by_a_test() -> None:
     cited = Counter(number for _, _, test in TESTS for number in rules_of(test))
-    assert set(cited) == RULES | UNNUMBERED
+    assert RULES - set(cited) == set()
+    assert set(cited) - RULES <= UNNUMBERED
 
 
 def test_the_tests_that_a_back_end_may_skip_are_known() -> None:

@@ -86,6 +86,19 @@ def with_a_gap_in_a_history(evidence: Evidence) -> Evidence:
     return replace(evidence, history={**evidence.history, identity: [*events[:1], *events[2:]]})
 
 
+def with_a_history_without_a_beginning(evidence: Evidence) -> Evidence:
+    identity = find(evidence, "order").flow_instance_id
+    events = [replace(item, sequence=item.sequence - 1) for item in evidence.history[identity][1:]]
+    return replace(evidence, history={**evidence.history, identity: events})
+
+
+def with_a_history_that_goes_on_after_the_end(evidence: Evidence) -> Evidence:
+    identity = find(evidence, "order").flow_instance_id
+    events = evidence.history[identity]
+    again = replace(events[-1], sequence=len(events) + 1)
+    return replace(evidence, history={**evidence.history, identity: [*events, again]})
+
+
 def with_a_timer_left(evidence: Evidence) -> Evidence:
     return replace(evidence, statistics=replace(evidence.statistics, timers_pending=1))
 
@@ -127,6 +140,8 @@ def test_everything_holds_before_anything_is_planted(evidence: Evidence) -> None
         (without_a_step_result, {"every flow ended", "nothing was lost:", "every history is"}),
         (with_a_wrong_amount, {"the books balance"}),
         (with_a_gap_in_a_history, {"every history is"}),
+        (with_a_history_without_a_beginning, {"every history is"}),
+        (with_a_history_that_goes_on_after_the_end, {"every history is"}),
         (with_a_timer_left, {"nothing is left"}),
         (with_an_event_that_came_too_late, {"each event was"}),
         (with_an_acknowledged_commit_that_is_gone, {"what a worker"}),

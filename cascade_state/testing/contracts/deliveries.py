@@ -200,7 +200,6 @@ class DeliveriesContract(StoreContract):
         clock.advance(_SECOND)
         (delivery,) = await claim_deliveries(store)
         await store.correlations.retry(delivery, after=timedelta(0), error="second try")
-        assert await claim_deliveries(store) == []
         assert await store.correlations.list_dead_letters() == [
             DeadLetter(
                 correlation_key="parcel-77",
@@ -212,6 +211,21 @@ class DeliveriesContract(StoreContract):
         ]
         (wait,) = await store.correlations.list_waiting("parcel-77")
         assert (wait.flow_instance_id, wait.created_at) == (flow.flow_instance_id, flow.created_at)
+        assert await claim_deliveries(store) == []
+
+    @rule("C-34", "C-35")
+    async def test_a_delivery_that_wears_out_tells_its_last_error(
+        self, impatient_store: Store, clock: FrozenClock
+    ) -> None:
+        store = impatient_store
+        await _delivered(store)
+        (delivery,) = await claim_deliveries(store)
+        await store.correlations.retry(delivery, after=timedelta(0), error="carrier down")
+        assert len(await claim_deliveries(store)) == 1
+        clock.advance(LEASE)
+        assert await claim_deliveries(store) == []
+        (letter,) = await store.correlations.list_dead_letters()
+        assert letter.reason == "carrier down"
 
     @rule("C-34", "C-35")
     async def test_a_delivery_whose_holders_vanish_is_a_dead_letter_in_the_end(

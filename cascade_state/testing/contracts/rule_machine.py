@@ -18,15 +18,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from cascade_state.abc import Store, UnitOfWork
 from cascade_state.errors import CascadeStateError, InvalidTransition
-from cascade_state.model.correlations import DeadLetter
 from cascade_state.model.events import NewEvent
 from cascade_state.model.filters import FlowInstanceFilter
 from cascade_state.model.flow_definitions import FlowDefinition
@@ -80,7 +80,8 @@ class SideBySideMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FrozenClock()
-        self.flows: list[Pair[FlowInstance]] = []  # as returned; older versions stay, to be stale
+        self.flows: dict[UUID, Pair[FlowInstance]] = {}  # as last returned
+        self.stale: list[Pair[FlowInstance]] = []
         self.definitions: list[FlowDefinition] = []
         self.timers: list[UUID] = []
         self.held: dict[str, list[Pair[Any]]] = {"flow_instances": [], "timers": [], "correlations": []}
@@ -128,32 +129,44 @@ class SideBySideMachine(RuleBasedStateMachine):
             outside: On the stores themselves, even while a unit of work is open.
         """
         targets = self.stores if self.units is None or outside else self.units
-        outcomes = [self._run(_outcome(operation, target, side)) for side, target in enumerate(targets)]
-        one, another = outcomes
+        one, another = (self._run(_outcome(operation, target, side)) for side, target in enumerate(targets))
         assert comparable(one) == comparable(another)
-        if isinstance(one, BaseException) or isinstance(another, BaseException):
+        if isinstance(one, BaseException):
             return None
         return one, another
 
     def _flow(self, number: int) -> Pair[FlowInstance]:
-        return self.flows[number % len(self.flows)]
+        return tuple(self.flows.values())[number % len(self.flows)]
 
     def _flow_id(self, number: int) -> UUID:
         return self._flow(number)[0].flow_instance_id
 
     def _remember(self, results: Pair[FlowInstance] | None) -> None:
         if results is not None:
-            self.flows.append(results)
+            earlier = self.flows.get(results[0].flow_instance_id)
+            if earlier is not None:
+                self.stale.append(earlier)
+            self.flows[results[0].flow_instance_id] = results
 
     def _remember_held(self, repository: str, results: Pair[Sequence[Any]] | None) -> None:
         if results is not None:
             self.held[repository].extend(zip(*results, strict=True))
 
     def _some_held(self, repository: str, numbers: Iterable[int]) -> list[Pair[Any]]:
+        """Returns some of what was claimed, number 0 being the latest."""
         held = self.held[repository]
-        return [held[number % len(held)] for number in dict.fromkeys(numbers)] if held else []
+        return [held[-1 - number % len(held)] for number in dict.fromkeys(numbers)] if held else []
 
     # Time and transactions
+
+    @initialize(keys=st.lists(_KEYS, min_size=1, max_size=3))
+    def begin_with_some_flows(self, keys: list[str]) -> None:
+        """Most operations do nothing to an empty store."""
+        for flow_id in ("order", "invoice"):
+            self.change_definitions(flow_id, "A", "deploy", None)
+        for key in keys:
+            waiting = factories.running_flow(self.definitions[0]).suspend_for_event("ship", key)
+            self._remember(self.both(lambda on, side, waiting=waiting: on.advance(waiting)))  # type: ignore[misc]
 
     @rule(duration=_SECONDS)
     def time_passes(self, duration: timedelta) -> None:
@@ -169,7 +182,7 @@ class SideBySideMachine(RuleBasedStateMachine):
         self.units = self._run(enter())
 
     @precondition(lambda self: self.units is not None)
-    @rule(commit=st.booleans())
+    @rule(commit=st.sampled_from([True, True, False]))
     def end(self, commit: bool) -> None:
         self._run(self._leave(commit=commit))
 
@@ -183,36 +196,40 @@ class SideBySideMachine(RuleBasedStateMachine):
 
     # Definitions
 
-    @rule(flow_id=_FLOW_IDS, name=st.sampled_from("AB"))
-    def deploy(self, flow_id: str, name: str) -> None:
+    @rule(
+        flow_id=_FLOW_IDS,
+        name=st.sampled_from("AB"),
+        what=st.sampled_from(["deploy", "deploy", "deploy", "undeploy", "force"]),
+        version=st.sampled_from([None, 1, 2]),
+    )
+    def change_definitions(self, flow_id: str, name: str, what: str, version: int | None) -> None:
+        if what != "deploy":
+            self.both(lambda on, side: on.flow_definitions.undeploy(flow_id, version, force=what == "force"))
+            return
         definition = factories.flow_definition(flow_id, name=name)
         deployed = self.both(lambda on, side: on.flow_definitions.deploy(definition))
-        if deployed is not None:
-            self.definitions.append(deployed[0])
-
-    @rule(flow_id=_FLOW_IDS, version=st.sampled_from([None, 1, 2]), force=st.booleans())
-    def undeploy(self, flow_id: str, version: int | None, force: bool) -> None:
-        self.both(lambda on, side: on.flow_definitions.undeploy(flow_id, version, force=force))
+        assert deployed is not None
+        self.definitions.append(deployed[0])
 
     # Flows
 
-    @precondition(lambda self: self.definitions)
-    @rule(number=_NUMBERS, business_key=_BUSINESS_KEYS, steps=_STEPS_TAKEN, document=_DOCUMENTS)
-    def add(self, number: int, business_key: str | None, steps: list[tuple[str, int]], document: Any) -> None:
-        definition = self.definitions[-1 - number % len(self.definitions)]
-        flow = factories.flow_instance(definition, business_key=business_key, trigger_data=document)
-        flow = _stepped(flow.start(), steps)
+    @rule(number=_NUMBERS, business_key=_BUSINESS_KEYS, steps=_STEPS_TAKEN, document=_DOCUMENTS, is_child=st.booleans())
+    def add(
+        self, number: int, business_key: str | None, steps: list[tuple[str, int]], document: Any, is_child: bool
+    ) -> None:
+        definition = self.definitions[-1 - number % 2]
+        make = self._flow(number)[0].child if is_child and self.flows else partial(FlowInstance.create)
+        flow = _stepped(make(definition, business_key=business_key, trigger_data=document).start(), steps)
         self._remember(self.both(lambda on, side: on.flow_instances.add(flow)))
 
-    @precondition(lambda self: self.definitions)
     @rule(keys=st.lists(_BUSINESS_KEYS, max_size=3))
     def add_many(self, keys: list[str | None]) -> None:
         flows = [factories.flow_instance(self.definitions[-1], business_key=key) for key in keys]
         results = self.both(lambda on, side: on.flow_instances.add_many(flows))
         assert results is not None
         for one, another in zip(*results, strict=True):
-            if one.instance is not None and another.instance is not None:
-                self.flows.append((one.instance, another.instance))
+            if one.instance is not None:
+                self._remember((one.instance, another.instance))
 
     @precondition(lambda self: self.flows)
     @rule(
@@ -220,9 +237,9 @@ class SideBySideMachine(RuleBasedStateMachine):
         steps=_STEPS_TAKEN,
         states=st.dictionaries(_STEPS, _DOCUMENTS),
         removed=st.lists(_STEPS, max_size=1),
-        timers=st.lists(_NUMBERS, max_size=1),
-        deliveries=st.lists(_NUMBERS, max_size=1),
+        numbers=st.lists(_NUMBERS, max_size=1),
         under_lease=st.booleans(),
+        is_stale=st.sampled_from([False] * 7 + [True]),
     )
     def advance(
         self,
@@ -230,14 +247,13 @@ class SideBySideMachine(RuleBasedStateMachine):
         steps: list[tuple[str, int]],
         states: dict[str, Any],
         removed: list[str],
-        timers: list[int],
-        deliveries: list[int],
+        numbers: list[int],
         under_lease: bool,
+        is_stale: bool,
     ) -> None:
-        pair = self._flow(-1 - number)
-        # One step for both: a timer that is made in it has one id.
-        flow = _stepped(pair[0], steps)
-        completes = [*self._some_held("timers", timers), *self._some_held("correlations", deliveries)]
+        pair = self.stale[number % len(self.stale)] if is_stale and self.stale else self._flow(number)
+        flow = _stepped(pair[0], steps)  # one step for both: a timer that is made in it has one id
+        completes = [*self._some_held("timers", numbers), *self._some_held("correlations", numbers)]
         extras = {
             "put_states": {step: state for step, state in states.items() if step not in removed},
             "remove_states": removed,
@@ -254,37 +270,44 @@ class SideBySideMachine(RuleBasedStateMachine):
             )
         )
 
+    @precondition(lambda self: self.held["timers"] or self.held["correlations"])
+    @rule(
+        repository=st.sampled_from(["timers", "correlations"]),
+        number=_NUMBERS,
+        ends=st.booleans(),
+    )
+    def work_off(self, repository: str, number: int, ends: bool) -> None:
+        """What a worker does: reads the flow of what it claimed, and advances it."""
+        for item in self._some_held(repository, [number % 2]):
+            flows = self.both(lambda on, side: on.flow_instances.get(item[0].flow_instance_id))  # noqa: B023 - called at once
+            if flows is not None:
+                flow = _stepped(flows[0], [("resume", 0), ("complete_step", 0), ("complete" if ends else "wait", 0)])
+                self._remember(self.both(lambda on, side: on.advance(flow, completes=[item[side]])))  # noqa: B023 - as above
+
     @precondition(lambda self: self.flows)
     @rule(number=_NUMBERS)
     def read_again(self, number: int) -> None:
         self._remember(self.both(lambda on, side: on.flow_instances.get(self._flow_id(number))))
 
-    @precondition(lambda self: self.flows and self.definitions)
-    @rule(number=_NUMBERS)
-    def add_child(self, number: int) -> None:
-        child = self._flow(number)[0].child(self.definitions[-1]).start()
-        self._remember(self.both(lambda on, side: on.advance(child)))
-
     @precondition(lambda self: self.flows)
-    @rule(number=_NUMBERS)
-    def remove(self, number: int) -> None:
-        self.both(lambda on, side: on.flow_instances.remove(self._flow_id(number)))
+    @rule(number=_NUMBERS, what=st.sampled_from(["remove", "purge", "dry purge", "move", "move"]), limit=_LIMITS)
+    def remove(self, number: int, what: str, limit: int) -> None:
+        identity, now = self._flow_id(number), self.clock.now()
+        if what == "remove":
+            self.both(lambda on, side: on.flow_instances.remove(identity))
+        elif what == "move":
+            self._move(identity)
+        else:
+            self.both(lambda on, side: on.flow_instances.purge(now, limit=limit, dry_run=what == "dry purge"))
 
-    @rule(limit=_LIMITS, dry_run=st.booleans())
-    def purge(self, limit: int, dry_run: bool) -> None:
-        now = self.clock.now()
-        self.both(lambda on, side: on.flow_instances.purge(now, limit=limit, dry_run=dry_run))
-
-    @precondition(lambda self: self.flows)
-    @rule(number=_NUMBERS)
-    def move(self, number: int) -> None:
-        """Exports a flow, removes it and its descendants, and imports it again."""
-        documents = self.both(lambda on, side: on.flow_instances.export(self._flow_id(number)))
+    def _move(self, identity: UUID) -> None:
+        """Exports a flow, removes it and its descendants, and imports what the other store has exported."""
+        documents = self.both(lambda on, side: on.flow_instances.export(identity))
         if documents is None:
             return
         for flow in documents[0]["flows"]:
-            identity = UUID(flow["instance"]["flow_instance_id"])
-            self.both(lambda on, side, identity=identity: on.flow_instances.remove(identity))  # type: ignore[misc]
+            exported = UUID(flow["instance"]["flow_instance_id"])
+            self.both(lambda on, side, exported=exported: on.flow_instances.remove(exported))  # type: ignore[misc]
         self._remember(self.both(lambda on, side: on.flow_instances.import_(documents[1 - side])))
 
     # Component states
@@ -296,22 +319,24 @@ class SideBySideMachine(RuleBasedStateMachine):
         state=_DOCUMENTS,
         expected_version=st.sampled_from([None, 0, 1, 2]),
         expires=_EXPIRIES,
+        removes=st.sampled_from([False, False, False, True]),
     )
     def put(
-        self, number: int, step_id: str, state: Any, expected_version: int | None, expires: timedelta | None
+        self,
+        number: int,
+        step_id: str,
+        state: Any,
+        expected_version: int | None,
+        expires: timedelta | None,
+        removes: bool,
     ) -> None:
         expires_at = None if expires is None else self.clock.now() + expires
-        identity = self._flow_id(number)
-        self.both(
-            lambda on, side: on.component_states.put(
-                identity, step_id, state, expected_version=expected_version, expires_at=expires_at
-            )
-        )
-
-    @precondition(lambda self: self.flows)
-    @rule(number=_NUMBERS, step_id=_STEPS)
-    def remove_state(self, number: int, step_id: str) -> None:
-        self.both(lambda on, side: on.component_states.remove(self._flow_id(number), step_id))
+        key = (self._flow_id(number), step_id)
+        if removes:
+            self.both(lambda on, side: on.component_states.remove(*key))
+            return
+        options = {"expected_version": expected_version, "expires_at": expires_at}
+        self.both(lambda on, side: on.component_states.put(*key, state, **options))
 
     # Timers
 
@@ -339,7 +364,7 @@ class SideBySideMachine(RuleBasedStateMachine):
     @rule(
         key=_KEYS,
         mode=st.sampled_from(["first", "fifo", "broadcast"]),
-        event_id=st.sampled_from(["e1", "e2", "e3", "e4"]),
+        event_id=st.sampled_from(["e1", "e2", "e3", "e4", "e5", "e6"]),
         payload=_DOCUMENTS,
         expires=_EXPIRIES,
     )
@@ -349,38 +374,40 @@ class SideBySideMachine(RuleBasedStateMachine):
             lambda on, side: on.correlations.publish(key, payload, event_id=event_id, mode=mode, expires_at=expires_at)
         )
 
-    @rule()
-    def republish(self) -> None:
-        letters = self.both(lambda on, side: on.correlations.list_dead_letters())
-        assert letters is not None
-        letter: DeadLetter | None = next((letter for letter in letters[0] if letter.event_id is not None), None)
-        if letter is not None:
-            self.both(lambda on, side: on.correlations.republish(letter))
+    @precondition(lambda self: self.flows)
+    @rule(number=_NUMBERS, key=_KEYS, step_id=_STEPS, expires=_EXPIRIES)
+    def wait(self, number: int, key: str, step_id: str, expires: timedelta | None) -> None:
+        expires_at = None if expires is None else self.clock.now() + expires
+        flow = self._flow(number)[0]
+        with suppress(InvalidTransition):
+            waiting = flow.suspend_for_event(step_id, key, expires_at=expires_at)
+            self._remember(self.both(lambda on, side: on.advance(waiting)))
 
     @precondition(lambda self: self.flows)
-    @rule(number=_NUMBERS, step_id=_STEPS)
-    def cancel_wait(self, number: int, step_id: str) -> None:
-        self.both(lambda on, side: on.correlations.cancel(self._flow_id(number), step_id))
+    @rule(number=_NUMBERS, step_id=_STEPS, republishes=st.booleans())
+    def tidy_up(self, number: int, step_id: str, republishes: bool) -> None:
+        if not republishes:
+            self.both(lambda on, side: on.correlations.cancel(self._flow_id(number), step_id))
+            return
+        letters = self.both(lambda on, side: on.correlations.list_dead_letters())
+        assert letters is not None
+        for letter in letters[0][:1]:
+            self.both(lambda on, side: on.correlations.republish(letter))  # noqa: B023 - called at once
 
     # Leases
 
-    @rule(holder=_HOLDERS, limit=_LIMITS)
-    def claim_due(self, holder: str, limit: int) -> None:
-        claimed = self.both(lambda on, side: on.timers.claim_due(holder, limit=limit, lease_duration=_LEASE))
-        self._remember_held("timers", claimed)
+    @rule(repository=st.sampled_from(["timers", "correlations", "flow_instances"]), holder=_HOLDERS, limit=_LIMITS)
+    def claim(self, repository: str, holder: str, limit: int) -> None:
+        method = {"timers": "claim_due", "correlations": "claim_delivered", "flow_instances": "claim"}[repository]
+        claimed = self.both(
+            lambda on, side: getattr(getattr(on, repository), method)(holder, limit=limit, lease_duration=_LEASE)
+        )
+        self._remember_held(repository, claimed)
+        if claimed is not None and repository == "flow_instances":
+            for pair in zip(*claimed, strict=True):
+                self._remember(pair)
 
-    @rule(holder=_HOLDERS, limit=_LIMITS)
-    def claim_delivered(self, holder: str, limit: int) -> None:
-        claimed = self.both(lambda on, side: on.correlations.claim_delivered(holder, limit=limit, lease_duration=_LEASE))
-        self._remember_held("correlations", claimed)
-
-    @rule(holder=_HOLDERS, limit=_LIMITS)
-    def claim_flows(self, holder: str, limit: int) -> None:
-        claimed = self.both(lambda on, side: on.flow_instances.claim(holder, limit=limit, lease_duration=_LEASE))
-        self._remember_held("flow_instances", claimed)
-        if claimed is not None:
-            self.flows.extend(zip(*claimed, strict=True))
-
+    @precondition(lambda self: any(self.held.values()))
     @rule(
         repository=st.sampled_from(["flow_instances", "timers", "correlations"]),
         what=st.sampled_from(["renew", "release", "complete"]),
@@ -397,55 +424,50 @@ class SideBySideMachine(RuleBasedStateMachine):
         if what == "renew":
             self._remember_held(repository, renewed)
 
-    @rule(
-        repository=st.sampled_from(["timers", "correlations"]),
-        gives_up=st.booleans(),
-        number=_NUMBERS,
-        after=_SECONDS,
-    )
+    @precondition(lambda self: self.held["timers"] or self.held["correlations"])
+    @rule(repository=st.sampled_from(["timers", "correlations"]), gives_up=st.booleans(), number=_NUMBERS, after=_SECONDS)
     def fail_work(self, repository: str, gives_up: bool, number: int, after: timedelta) -> None:
-        for item in self._some_held(repository, [number]):
-            if gives_up:
-                self.both(lambda on, side, item=item: getattr(on, repository).give_up(item[side], reason="enough"))  # type: ignore[misc]
-            else:
-                self.both(
-                    lambda on, side, item=item: getattr(on, repository).retry(item[side], after=after, error="late")  # type: ignore[misc]
-                )
+        method, options = ("give_up", {"reason": "enough"}) if gives_up else ("retry", {"after": after, "error": "late"})
+        for item in self._some_held(repository, [number % 2]):
+            self.both(lambda on, side: getattr(getattr(on, repository), method)(item[side], **options))  # noqa: B023 - called at once
 
     # Looking
 
-    @rule(status=st.sampled_from([None, *FlowStatus]), flow_id=st.none() | _FLOW_IDS, prefix=st.sampled_from([None, "order"]))
-    def list_flows(self, status: FlowStatus | None, flow_id: str | None, prefix: str | None) -> None:
+    @rule(
+        status=st.sampled_from([None, *FlowStatus]),
+        flow_id=st.none() | _FLOW_IDS,
+        prefix=st.sampled_from([None, "order"]),
+        outside=st.booleans(),
+    )
+    def look_around(self, status: FlowStatus | None, flow_id: str | None, prefix: str | None, outside: bool) -> None:
         chosen = FlowInstanceFilter(
             statuses=None if status is None else [status], flow_id=flow_id, business_key_prefix=prefix
         )
-        self.both(lambda on, side: on.flow_instances.list_page(chosen, limit=2))
-        self.both(lambda on, side: on.flow_instances.count(chosen))
-
-    @rule(outside=st.booleans())
-    def look_around(self, outside: bool) -> None:
+        self.both(lambda on, side: on.flow_instances.list_page(chosen, limit=2), outside=outside)
+        self.both(lambda on, side: on.flow_instances.count(chosen), outside=outside)
         self._compare_all(outside=outside)
 
     def _compare_all(self, *, outside: bool = False) -> None:
-        def same(operation: Operation[Any]) -> None:
-            self.both(operation, outside=outside)
-
-        same(lambda on, side: on.flow_instances.list_page(limit=1000))
-        same(lambda on, side: on.flow_definitions.list_latest())
-        same(lambda on, side: on.correlations.list_dead_letters())
-        same(lambda on, side: on.timers.list_dead())
-        same(lambda on, side: on.timers.next_due_at())
+        looks: list[Operation[Any]] = [
+            lambda on, side: on.flow_instances.list_page(limit=1000),
+            lambda on, side: on.flow_definitions.list_latest(),
+            lambda on, side: on.correlations.list_dead_letters(),
+            lambda on, side: on.timers.list_dead(),
+            lambda on, side: on.timers.next_due_at(),
+        ]
         for key in ("parcel-1", "parcel-2"):
-            same(lambda on, side, key=key: on.correlations.list_waiting(key))  # type: ignore[misc]
-            same(lambda on, side, key=key: on.flow_instances.find_by_correlation(key))  # type: ignore[misc]
+            looks.append(lambda on, side, key=key: on.correlations.list_waiting(key))  # type: ignore[misc]
+            looks.append(lambda on, side, key=key: on.flow_instances.find_by_correlation(key))  # type: ignore[misc]
         for flow_id in ("order", "invoice"):
-            same(lambda on, side, flow_id=flow_id: on.flow_definitions.list_versions(flow_id))  # type: ignore[misc]
-        for identity in dict.fromkeys(flow.flow_instance_id for flow, _ in self.flows):
-            same(lambda on, side, identity=identity: on.timers.list_for_instance(identity))  # type: ignore[misc]
-            same(lambda on, side, identity=identity: on.component_states.list_for_instance(identity))  # type: ignore[misc]
-            same(lambda on, side, identity=identity: on.flow_instances.history(identity))  # type: ignore[misc]
+            looks.append(lambda on, side, flow_id=flow_id: on.flow_definitions.list_versions(flow_id))  # type: ignore[misc]
+        for identity in self.flows:
+            looks.append(lambda on, side, flow=identity: on.timers.list_for_instance(flow))  # type: ignore[misc]
+            looks.append(lambda on, side, flow=identity: on.component_states.list_for_instance(flow))  # type: ignore[misc]
+            looks.append(lambda on, side, flow=identity: on.flow_instances.history(flow))  # type: ignore[misc]
         if self.units is None:
-            same(lambda on, side: on.statistics())
+            looks.append(lambda on, side: on.statistics())
+        for look in looks:
+            self.both(look, outside=outside)
 
 
 async def _outcome(operation: Operation[Any], target: Target, side: int) -> Any:

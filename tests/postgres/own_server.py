@@ -1,0 +1,70 @@
+"""A PostgreSQL server that a test may stop and kill, unlike the one that all tests share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cascade_state.postgres.server_process import ServerFailed
+from cascade_state.postgres.shared_server import SharedServer, socket_url
+
+__all__ = ["OwnServer", "own_server"]
+
+_SETTINGS = {
+    # A killed server loses what it had not yet handed to the operating system, as always; only a power cut would lose
+    # more now. `synchronous_commit` stays on: an acknowledged commit must survive every stop in these tests.
+    "fsync": "off",
+    "max_connections": "60",
+}
+
+
+class OwnServer:
+    """A running server, and ways to end it; `url` stays the same over restarts."""
+
+    def __init__(self, server: SharedServer) -> None:
+        self._server = server
+        self.url = socket_url(server.postmaster, "postgres")
+
+    async def stop(self) -> None:
+        """Stops the server as an administrator does: sessions end, everything is written."""
+        await asyncio.to_thread(self._server.interrupt, mode="fast")
+
+    async def stop_at_once(self) -> None:
+        """Stops the server in immediate mode: sessions break off, the next start recovers."""
+        await asyncio.to_thread(self._server.interrupt, mode="immediate")
+
+    async def crash(self) -> None:
+        """Kills the server."""
+        await asyncio.to_thread(self._server.crash)
+
+    async def start(self) -> None:
+        """Starts the server again; returns when it accepts connections."""
+        await asyncio.to_thread(self._server.start)
+        assert socket_url(self._server.postmaster, "postgres") == self.url
+
+
+@contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """Starts a server in a directory of its own, which goes with it."""
+    parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    directory = parent / f"cascade_state-own-{secrets.token_hex(6)}"
+    server = SharedServer(directory, remove_when_last=True, settings=_SETTINGS, initdb_options=("--no-sync",))
+    try:
+        server.start()
+    except ServerFailed as exc:
+        if os.environ.get("CASCADE_REQUIRE_POSTGRES") == "1":
+            raise
+        pytest.skip(f"SKIP-TEST-CLUSTER: {exc}")
+    try:
+        yield OwnServer(server)
+    finally:
+        server.stop(mode="immediate")
+        shutil.rmtree(directory, ignore_errors=True)
