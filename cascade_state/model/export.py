@@ -89,6 +89,11 @@ def check_export(document: JsonObject, limits: Limits) -> ExportDocument:
     flows = _each(clean, "flows", _flow, "$")
     if not flows:
         raise InvalidArgument(argument="document", path="$.flows", reason="must not be empty")
+    deployed = {(definition.flow_id, definition.version) for definition in definitions}
+    for index, flow in enumerate(flows):
+        if (flow.instance.flow_id, flow.instance.flow_version) not in deployed:
+            path = f"$.flows[{index}].instance.flow_version"
+            raise InvalidArgument(argument="document", path=path, reason="is in none of the definitions")
     return ExportDocument(definitions=definitions, flows=flows)
 
 
@@ -132,9 +137,10 @@ def _each(
         try:
             built.append(build(item, here))
         except InvalidArgument as error:
-            if error.argument == "document":
-                raise
-            raise InvalidArgument(argument="document", path=f"{here}.{error.argument}", reason=error.reason) from error
+            if error.argument == "document" and error.path:
+                raise  # a place further inside
+            place = here if error.argument == "document" else f"{here}.{error.argument}"
+            raise InvalidArgument(argument="document", path=place, reason=error.reason) from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"is no part of an export ({type(error).__name__})"
             raise InvalidArgument(argument="document", path=here, reason=reason) from error

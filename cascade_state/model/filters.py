@@ -67,7 +67,8 @@ class FlowInstanceFilter:
         )
         if self.search_attributes:
             text = documents.dump_search_attributes(self.search_attributes, "search_attributes")
-            object.__setattr__(checked, "search_attributes", documents.load(text))
+            canonical = documents.dump_canonical(documents.load(text), "search_attributes")
+            object.__setattr__(checked, "search_attributes", documents.load(canonical))
             object.__setattr__(checked, "search_text", text)
         else:
             object.__setattr__(checked, "search_attributes", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cascade_state.model.advance import AdvancePlan
@@ -32,8 +32,11 @@ class AdvanceOperation(Operation[AdvancePlan]):
     def __init__(self, *, is_new: bool) -> None:
         self._is_new = is_new
 
-    def key(self, item: AdvancePlan) -> Hashable:
-        return item.instance.flow_instance_id
+    def keys(self, item: AdvancePlan) -> Collection[Hashable]:
+        # Within one statement each of two flows would find a timer or delivery held, and acknowledge it.
+        acknowledged = [held.timer_id for held in item.complete_timers]
+        deliveries = [(held.correlation_key, held.flow_instance_id, held.step_id) for held in item.complete_deliveries]
+        return item.instance.flow_instance_id, *acknowledged, *deliveries
 
     def prepare(self, items: Sequence[AdvancePlan], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
         is_batch = len(items) > 1

@@ -5,22 +5,22 @@ leave together as one batch statement with a result for each. Nothing ever waits
 the caller runs its own item itself, without a task in between. Sixteen concurrent tasks so share round trips
 and commits instead of queueing for them.
 
-- Items with the same key (one flow instance, say) never share a batch, and keep their order.
+- Items with a key in common (one flow instance, say) never share a batch, and keep their order.
 - A batch that the database refuses as a whole has changed nothing, and is replayed one by one, so that one
   item's error is its own. A batch whose connection broke may have been committed or not: all its callers
   learn that (`StoreUnavailable`).
-- A cancelled caller's item is taken out if it has not left yet; otherwise it runs to its end. Never half of
-  it.
+- A cancelled caller's item is taken out if it has not left yet. One that left with others runs to its end; one
+  that its caller runs itself is stopped, and then the statement took effect or it did not. Never half of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
-from cascade_state.errors import CascadeStateError, StoreUnavailable
+from cascade_state.errors import StoreUnavailable
 
 __all__ = ["Line"]
 
@@ -35,19 +35,19 @@ class Line(Generic[Item, Result]):
 
     Args:
         run: Runs a batch (of one or more items) and returns a result for each.
-        key: What an item must not share a batch with.
+        keys: What an item must have for itself in a batch.
         lanes: How many statements of this line may be in flight at once.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
-        key: Callable[[Item], Hashable],
+        keys: Callable[[Item], Collection[Hashable]],
         *,
         lanes: int = 1,
     ) -> None:
         self._run = run
-        self._key = key
+        self._keys = keys
         self._lanes = lanes
         self._in_flight = 0
         self._busy_keys: set[Hashable] = set()
@@ -56,7 +56,7 @@ class Line(Generic[Item, Result]):
 
     async def submit(self, item: Item) -> Result:
         """Returns the item's result, or raises its error."""
-        if self._in_flight < self._lanes and not self._queue and self._key(item) not in self._busy_keys:
+        if self._in_flight < self._lanes and not self._queue and self._busy_keys.isdisjoint(self._keys(item)):
             return await self._run_alone(item)
         waiting: _Waiting[Item, Result] = _Waiting(item, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
@@ -73,15 +73,15 @@ class Line(Generic[Item, Result]):
             await asyncio.wait(set(self._drains))
 
     async def _run_alone(self, item: Item) -> Result:
-        key = self._key(item)
+        keys = self._keys(item)
         self._in_flight += 1
-        self._busy_keys.add(key)
+        self._busy_keys.update(keys)
         try:
             results: Sequence[Result] = await self._run((item,))
             return results[0]
         finally:
             self._in_flight -= 1
-            self._busy_keys.discard(key)
+            self._busy_keys.difference_update(keys)
             self._start_drain()
 
     def _start_drain(self) -> None:
@@ -94,7 +94,7 @@ class Line(Generic[Item, Result]):
     async def _drain(self) -> None:
         try:
             while batch := self._next_batch():
-                keys = {self._key(waiting.item) for waiting in batch}
+                keys = {key for waiting in batch for key in self._keys(waiting.item)}
                 self._busy_keys |= keys
                 try:
                     await self._settle(batch)
@@ -109,13 +109,13 @@ class Line(Generic[Item, Result]):
         held_back: list[_Waiting[Item, Result]] = []
         while self._queue and len(batch) < _MAXIMUM_BATCH:
             waiting = self._queue.popleft()
-            key = self._key(waiting.item)
-            if key in seen:
-                held_back.append(waiting)
-            else:
+            keys = self._keys(waiting.item)
+            if seen.isdisjoint(keys):
                 waiting.left = True
                 batch.append(waiting)
-            seen.add(key)  # a later item of a key that is held back must not overtake it
+            else:
+                held_back.append(waiting)
+            seen.update(keys)  # a later item of a key that is held back must not overtake it
         self._queue.extendleft(reversed(held_back))
         return batch
 
@@ -126,7 +126,7 @@ class Line(Generic[Item, Result]):
         except StoreUnavailable as error:
             for waiting in batch:
                 waiting.fail(error)
-        except CascadeStateError as error:
+        except Exception as error:
             if len(batch) == 1:
                 batch[0].fail(error)
             else:

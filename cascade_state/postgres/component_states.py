@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -47,8 +47,8 @@ class _Put:
 class _Find(Operation[_Key]):
     """Reads states."""
 
-    def key(self, item: _Key) -> Hashable:
-        return id(item)  # readers of one state may share a batch
+    def keys(self, item: _Key) -> Collection[Hashable]:
+        return ()  # readers of one state may share a batch
 
     def prepare(self, items: Sequence[_Key], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
         rows = [(executor.partition_of(item.flow_instance_id), item.flow_instance_id, item.step_id) for item in items]
@@ -61,8 +61,8 @@ class _PutOperation(Operation[_Put]):
     def __init__(self, forms: tuple[Statement, Statement]) -> None:
         self._forms = forms
 
-    def key(self, item: _Put) -> Hashable:
-        return item.flow_instance_id
+    def keys(self, item: _Put) -> Collection[Hashable]:
+        return (item.flow_instance_id,)
 
     def prepare(self, items: Sequence[_Put], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
         rows = [

@@ -92,10 +92,11 @@ class PostgresCorrelations(Correlations):
         values = {"now": self._executor.now(), "max_attempts": self._limits.max_attempts, "reason": None}
         records = await self._executor.fetch(statements.BURY_WORN, values)
         keys = [record["correlation_key"] for record in records]
-        # Their keys were not known before, so the waits came back without their locks. The first match waits
-        # for whoever publishes under them at this moment; the second one sees what that left.
-        await match_keys(self._executor, keys)
-        await match_keys(self._executor, keys)
+        # Their keys were not known before, so the waits came back without their locks. A claim waits for nobody:
+        # a key that somebody has locked is left to a later claim. The second match has a snapshot from behind the
+        # locks that the first one took, and sees what was published until then.
+        await match_keys(self._executor, keys, patient=False)
+        await match_keys(self._executor, keys, patient=False)
 
     # What is held
 

@@ -30,6 +30,7 @@ _UNAVAILABLE = {
     "57P02": "the server crashed",
     "57P03": "the server is starting up or shutting down",
     "57P05": "the connection was idle for too long",
+    "25P03": "the transaction was idle for too long",
     "53300": "the server has no connection left",
 }
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})

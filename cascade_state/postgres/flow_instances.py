@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,8 +39,8 @@ _RACES = 20  # how often a terminal advance gives way to timers that are schedul
 class _Find(Operation[UUID]):
     """Reads flow instances by id."""
 
-    def key(self, item: UUID) -> Hashable:
-        return item
+    def keys(self, item: UUID) -> Collection[Hashable]:
+        return ()  # readers of one flow may share a batch
 
     def prepare(self, items: Sequence[UUID], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
         if len(items) == 1:

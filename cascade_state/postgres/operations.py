@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cascade_state.postgres.direct import Statement
@@ -24,5 +24,5 @@ class Operation(ABC, Generic[Item]):
         """Returns the statement for one item or several, and its values."""
 
     @abstractmethod
-    def key(self, item: Item) -> Hashable:
-        """Returns what the item must not share a batch with: two items of one key leave one after the other."""
+    def keys(self, item: Item) -> Collection[Hashable]:
+        """Returns what the item must have for itself in a batch: two items with a key in common leave in turn."""

@@ -100,7 +100,7 @@ class StoreExecutor(Executor):
                 results[record["item"]] = record
             return results
 
-        return Line(run, operation.key)
+        return Line(run, operation.keys)
 
     @asynccontextmanager
     async def _transaction(self, options: dict[str, Any]) -> AsyncIterator[Executor]:

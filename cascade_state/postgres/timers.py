@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,8 +39,8 @@ _RACES = 5  # how often a timer of the same idempotency key may come and go whil
 class _Schedule(Operation[PlannedTimer]):
     """Inserts timers of flows that have not ended."""
 
-    def key(self, item: PlannedTimer) -> Hashable:
-        return item.flow_instance_id
+    def keys(self, item: PlannedTimer) -> Collection[Hashable]:
+        return (item.flow_instance_id,)
 
     def prepare(self, items: Sequence[PlannedTimer], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
         rows = [
@@ -69,8 +69,8 @@ class _Schedule(Operation[PlannedTimer]):
 class _Complete(Operation[HeldTimer]):
     """Removes claimed timers, each by itself."""
 
-    def key(self, item: HeldTimer) -> Hashable:
-        return item.timer_id
+    def keys(self, item: HeldTimer) -> Collection[Hashable]:
+        return (item.timer_id,)
 
     def prepare(self, items: Sequence[HeldTimer], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
         rows = [(executor.partition_of(held.timer_id), held.timer_id, held.token) for held in items]

@@ -36,12 +36,12 @@ def _layers() -> list[list[str]]:
 
 def _picture() -> str:
     layers = _layers()
-    drawing = Drawing(WIDTH, 2 * MARGIN + ROW * (len(layers) + 1), "Rooms of cascade_state, upper ones import lower ones")
+    drawing = Drawing(
+        WIDTH, 2 * MARGIN + ROW * (len(layers) + 1), "Rooms of cascade_state, upper ones import lower ones"
+    )
     inner = WIDTH - 2 * MARGIN
     drawing.text(MARGIN, MARGIN + 22, "cascade_state", size=16, weight="600")
-    drawing.text(
-        WIDTH - MARGIN, MARGIN + 22, "a room imports only rooms below it", size=12, colour=FAINT, anchor="end"
-    )
+    drawing.text(WIDTH - MARGIN, MARGIN + 22, "a room imports only rooms below it", size=12, colour=FAINT, anchor="end")
     drawing.text(WIDTH - MARGIN, MARGIN + 38, "neighbours do not see each other", size=12, colour=FAINT, anchor="end")
     for row, rooms in enumerate(layers, start=1):
         width = (inner - 12 * (len(rooms) - 1)) / len(rooms)

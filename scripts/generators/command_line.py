@@ -19,8 +19,8 @@ The extra `cli` brings the command:
 $ pip install "cascade-state[cli]"
 ```
 
-`DATABASE_URL` says which store it works on, or `--url`. With `--json` a subcommand prints JSON for programs. Exit code 0: done;
-1: it failed, the reason is on the standard error; 2: it was called wrongly.
+`DATABASE_URL` says which store it works on, or `--url`. With `--json` a subcommand prints JSON for programs. Exit code
+0: done; 1: it failed, the reason is on the standard error; 2: it was called wrongly.
 
 """
 

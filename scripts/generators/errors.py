@@ -12,14 +12,15 @@ from cascade_state.errors import CascadeStateError
 HEAD = """\
 # Errors
 
-Everything that cascade_state raises on purpose is a `CascadeStateError`. The tree is ordered by what you can do about it:
+Everything that cascade_state raises on purpose is a `CascadeStateError`. The tree is ordered by what you can do about
+it:
 
 | caught class | means | do |
 |---|---|---|
 | `UsageError` | the call cannot work as written | mend the code |
 | `NotFound` | nothing is stored under this key | decide; `find` returns None instead |
 | `Conflict` | somebody was first | read again, decide again |
-| `StoreUnavailable`, `TransactionAborted` | the back end could not do it now | run the whole unit of work again; `store.run` does |
+| `StoreUnavailable`, `TransactionAborted` | not now | run the whole unit of work again; `store.run` does |
 | other `StoreError` | the back end holds something unexpected | look at it |
 
 - Nothing was written when an error was raised; only an error while committing leaves it open (`StoreUnavailable`).

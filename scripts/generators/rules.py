@@ -13,8 +13,8 @@ RULES = Path(__file__).parent.parent.parent / "docs" / "reference" / "rules.md"
 HEAD = """\
 # Which test proves which rule
 
-Each [rule](rules.md) is shown by tests of the shipped contract suite, `cascade_state.testing.contracts`. They run on PostgreSQL
-and on memory from the same classes. To test another back end, see [testing](../how-to/testing.md).
+Each [rule](rules.md) is shown by tests of the shipped contract suite, `cascade_state.testing.contracts`. They run on
+PostgreSQL and on memory from the same classes. To test another back end, see [testing](../how-to/testing.md).
 
 | rule | contract | proved by |
 |---|---|---|
@@ -23,7 +23,7 @@ and on memory from the same classes. To test another back end, see [testing](../
 
 def stated_rules() -> list[str]:
     """Return the numbers of the rules that the page of rules states, in order."""
-    return re.findall(r"^<a id=\"c-\d+\"></a>\*\*(C-\d+)\*\*", RULES.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(r"^<a id=\"[a-z0-9-]+\"></a>\*\*(\S+)\*\*", RULES.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def proofs() -> dict[str, dict[str, list[str]]]:

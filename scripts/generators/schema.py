@@ -39,11 +39,13 @@ ROW = 17
 HEAD = 26
 MARGIN = 20
 
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+
 Corner = tuple[float, float]
 
 
 def _type(column: Column[object]) -> str:
-    text = column.type.compile(postgresql.dialect()).lower()
+    text = column.type.compile(_DIALECT).lower()
     return text.partition(" collate")[0].replace("timestamp with time zone", "timestamptz")
 
 
@@ -95,7 +97,9 @@ def _draw_key(drawing: Drawing, key: ForeignKeyConstraint, corners: dict[str, Co
     else:  # over the column between, above its boxes
         over = MARGIN / 2
         out, back = x1 - 10, x2 + BOX + 8
-        drawing.line([(x1, start), (out, start), (out, over), (back, over), (back, end), (x2 + BOX, end)], colour=ACCENT)
+        drawing.line(
+            [(x1, start), (out, start), (out, over), (back, over), (back, end), (x2 + BOX, end)], colour=ACCENT
+        )
     drawing.box((x2 if x1 == x2 else x2 + BOX) - 3, end - 3, 6, 6, fill=ACCENT, stroke=ACCENT, radius=3)
 
 
@@ -138,24 +142,26 @@ def _section(table: Table) -> str:
     checks = [item for item in table.constraints if isinstance(item, CheckConstraint)]
     facts += [f"- check: `{check.sqltext}`\n" for check in sorted(checks, key=lambda check: str(check.name))]
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
-        facts.append(f"- index `{_index_line(str(CreateIndex(index).compile(dialect=postgresql.dialect())))}`\n")
+        facts.append(f"- index `{_index_line(str(CreateIndex(index).compile(dialect=_DIALECT)))}`\n")
     return "".join(lines) + ("\n" + "".join(facts) if facts else "")
 
 
 PAGE = """\
 # Schema
 
-![Tables and foreign keys](../assets/schema.svg)
+[![Tables and foreign keys](../assets/schema.svg)](../assets/schema.svg)
 
-Drawn from `cascade_state/postgres/tables.py`; a test compares what the migrations make with it. All of it is ours to change:
-read it for operation and debugging, write it through the store only.
+Drawn from `cascade_state/postgres/tables.py`; a test compares what the migrations make with it. All of it is ours to
+change: read it for operation and debugging, write it through the store only.
 
-- `partition_id` leads every primary key but those of the two small tables that lie on every node. It is the low bits of the
-  flow's id, or the hash of a key ([hashes and keys](hashes.md)).
-- A foreign key exists only where a row cannot come before its flow. `correlations`, `early_events` and `idempotency_keys` lie
-  in the partition of their key, so they have none.
-- Text compares by code point (collation "C"). Documents are `json`, kept to the letter; only `search_attributes` is `jsonb`.
-- No triggers, no native enumerations, no sequences, no hard-coded schema: two installations live side by side in two schemas.
+- `partition_id` leads every primary key but those of the two small tables that lie on every node. It is the low bits of
+  the flow's id, or the hash of a key ([hashes and keys](hashes.md)).
+- A foreign key exists only where a row cannot come before its flow. `correlations`, `early_events` and
+  `idempotency_keys` lie in the partition of their key, so they have none.
+- Text compares by code point (collation "C"). Documents are `json`, kept to the letter; only `search_attributes` is
+  `jsonb`.
+- No triggers, no native enumerations, no sequences, no hard-coded schema: two installations live side by side in two
+  schemas.
 - Fill factors and autovacuum settings, and the reason for each, stand in `migrations/NOTES.md`.
 
 """

@@ -1,4 +1,4 @@
-"""The state machine of flow instances: each transition is tried in each status, and what it does is drawn and listed."""
+"""The state machine of flow instances, drawn and listed: each transition is tried in each status."""
 
 from __future__ import annotations
 
@@ -121,16 +121,20 @@ def _from_anywhere(drawing: Drawing, target: FlowStatus, sources: dict[FlowStatu
     drawing.text(x + 8, y - 44, names, size=12)
     left, right = PLACES[FlowStatus.FAILED][0], PLACES[FlowStatus.CANCELLED][0]
     drawing.line([(left, y - 66), (right, y - 66)], colour=FAINT)
-    drawing.text((left + right) / 2, y - 74, "from every status that has not ended", size=12, anchor="middle", colour=FAINT)
+    drawing.text(
+        (left + right) / 2, y - 74, "from every status that has not ended", size=12, anchor="middle", colour=FAINT
+    )
 
 
 def _table(moves: Moves) -> str:
-    statuses = list(FlowStatus)
-    lines = ["| from | " + " | ".join(f"`{name}`" for name in TRIED) + " |", "|---" * (len(TRIED) + 1) + "|"]
-    for source in statuses:
-        found = {name: target for (start, target), names in moves.items() if start is source for name in names}
-        cells = (f"{found[name].value}" if name in found else "–" for name in TRIED)
-        lines.append(f"| **{source.value}** | " + " | ".join(cells) + " |")
+    live = [status for status in FlowStatus if status not in TERMINAL_STATUSES]
+    if any(source not in live for source, _ in moves):
+        raise AssertionError("a flow that has ended is not final")
+    lines = ["| | " + " | ".join(f"from {status.value}" for status in live) + " |", "|---" * (len(live) + 1) + "|"]
+    for name in TRIED:
+        found = {source: target for (source, target), names in moves.items() if name in names}
+        cells = (found[source].value if source in found else "–" for source in live)
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -139,14 +143,15 @@ PAGE = """\
 
 ![The states of a flow instance and the transitions between them](../assets/states.svg)
 
-Picture and table are made by trying each transition in each status. A dash means `InvalidTransition`; the flow then is as it
-was.
+Picture and table are made by trying each transition in each status. A dash means `InvalidTransition`, and nothing has
+changed.
 
 {table}
 
-- Several steps may wait at once. The status is WAITING_FOR_EVENT if any of them waits for an event, else WAITING_FOR_TIMER.
-- `resume(step_id)` clears what this step waited for, `resume()` what any step waited for. While other steps still wait the
-  flow is RUNNING, and their `resume` is allowed in RUNNING too.
+- Several steps may wait at once. The status is WAITING_FOR_EVENT if any of them waits for an event, else
+  WAITING_FOR_TIMER.
+- `resume(step_id)` clears what this step waited for, `resume()` what any step waited for. While other steps still wait
+  the flow is RUNNING, and their `resume` is allowed in RUNNING too.
 - COMPLETED, FAILED and CANCELLED are final. In the commit that ends a flow, its timers and waits go.
 - A transition changes a value; `store.advance` stores it. What each transition records in the history stands in
   [values](values.md).

@@ -1,7 +1,7 @@
 """What a page of the documentation holds that can be executed: its fenced blocks, in order.
 
-A page may say in its front matter how it is run (`run: memory`, `run: postgresql`; both when it says nothing). A comment
-that starts with `python` holds code that a reader does not need to see, such as making the flow that a page is about.
+A page may say in its front matter how it is run (`run: memory`, `run: postgresql`; both when it says nothing). A
+comment that starts with `python` holds code that a reader does not need to see, such as making tables.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Runs the blocks of a page as a reader would.
 
-- Python without a title runs in one name space a page, with `await` at the top level as in `python -m asyncio`, and finds an
-  open store under the name `store`.
+- Python without a title runs in one name space a page, with `await` at the top level as in `python -m asyncio`, and
+  finds an open store under the name `store`.
 - Python with a title is the content of that file; a later block with the same title is appended to it.
-- A console block holds commands after `$`, and what they print. Commands that start Python programs are executed, and their
-  output is compared where the page shows it; of others it is checked that they exist.
+- A console block holds commands after `$`, and what they print. Commands that start Python programs are executed, and
+  their output is compared where the page shows it; of others it is checked that they exist.
 
 The URL that the pages show stands for the back end that they are run on.
 """

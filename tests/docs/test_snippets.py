@@ -40,7 +40,7 @@ async def test_a_page_works_as_it_stands(
     async with open_store(url) as store:
         await store.migrate()
         for page in pages:
-            reader.names = {"__name__": "page", "store": store}
+            reader.names = {"__name__": "page", "store": store, "url": url}
             for block in blocks(page):
                 await reader.follow(block)
 
@@ -59,7 +59,9 @@ def test_every_example_of_the_readme_is_a_program() -> None:
 
 async def test_a_wrong_example_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text('```python\nprice = 1 +\n```\n```python title="a.py"\nprint(1)\n```\n```console\n$ python a.py\n2\n```\n')
+    page.write_text(
+        '```python\nprice = 1 +\n```\n```python title="a.py"\nprint(1)\n```\n```console\n$ python a.py\n2\n```\n'
+    )
     broken, program, command = (
         Block(block.language, block.title, block.text, ROOT / "README.md", block.line) for block in blocks(page)
     )

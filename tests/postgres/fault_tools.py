@@ -19,8 +19,8 @@ _BACKENDS = """
     SELECT pid FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid()
 """
-_WAITING = f"{_BACKENDS} AND wait_event_type = 'Lock'"  # noqa: S608 - two constants
-_OPEN = f"{_BACKENDS} AND state LIKE 'idle in transaction%'"  # noqa: S608 - two constants
+_WAITING = f"{_BACKENDS} AND wait_event_type = 'Lock'"
+_OPEN = f"{_BACKENDS} AND state LIKE 'idle in transaction%'"
 
 
 class Saboteur:
@@ -73,7 +73,9 @@ class Saboteur:
 async def nobody_connected(saboteur: Saboteur) -> None:
     """Returns when the application has no connection left; a closed one takes the server a moment to notice."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while await saboteur.connected():
+        while True:
+            if not await saboteur.connected():
+                return
             await asyncio.sleep(_POLL_SECONDS)
 
 

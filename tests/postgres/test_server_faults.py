@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
+from typing import TypeVar
 
 import asyncpg
 import pytest
@@ -16,8 +17,11 @@ from tests.postgres.own_server import OwnServer, own_server
 
 pytestmark = pytest.mark.postgres
 
+T = TypeVar("T")
+
 _LEASE = timedelta(seconds=30)
 _POOL = 4
+_POLL_SECONDS = 0.01
 
 _CALLS: dict[str, Callable[[Store, FlowInstance], Awaitable[object]]] = {
     "advance": lambda store, flow: store.advance(flow.complete_step("charge")),
@@ -124,11 +128,11 @@ async def test_under_load_acknowledged_work_is_there_and_nothing_is_done_twice(
     is_over = asyncio.Event()
     counting = [asyncio.ensure_future(count_until(store, flow, is_over)) for flow in flows]
     async with asyncio.timeout(50):
-        for restarts in range(1, 4):
-            await _versions_reach(store, 20 * restarts)
+        for _ in range(3):
+            await _progress(store, 20)
             await (server.crash() if way == "crash" else server.stop_at_once())
             await server.start()
-        await _versions_reach(store, 80)
+        await _progress(store, 20)
         is_over.set()
         counts = [await task for task in counting]
     assert sum(count.failures for count in counts) > 0, "nobody noticed"
@@ -143,7 +147,9 @@ async def test_under_load_acknowledged_work_is_there_and_nothing_is_done_twice(
 
 
 async def test_a_store_closes_without_its_server(server: OwnServer) -> None:
+    await server.start()
     async with open_store(server.url, application_name="closing") as store:
+        await store.migrate()
         flow = await factories.add_flow(store)
         await pools_are_whole(store, 3)
         holder = store.begin()
@@ -161,22 +167,24 @@ async def test_a_store_closes_without_its_server(server: OwnServer) -> None:
         await connection.close()
 
 
-async def _versions_reach(store: Store, steps: int) -> None:
-    """Returns when the flows have made this many steps between them."""
+async def _progress(store: Store, steps: int) -> None:
+    """Returns when the flows have made this many more steps between them."""
 
     async def made() -> int:
         return sum([len(flow.completed_steps) async for flow in store.flow_instances.iterate()])
 
     before = await _patiently(made)
-    while await _patiently(made) < before + steps // 4:
-        await asyncio.sleep(0.01)
+    while True:
+        if await _patiently(made) >= before + steps:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _patiently(call: Callable[[], Awaitable[object]]) -> object:
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Returns what the call returns once the server answers again."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
                 return await call()
             except StoreUnavailable:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(_POLL_SECONDS)

@@ -98,7 +98,9 @@ def test_what_is_no_instant_is_refused(value: Any) -> None:
         check_instant(value, "due_at")
 
 
-@pytest.mark.parametrize("value", [timedelta(0), timedelta(microseconds=-1), MAXIMUM_DURATION + timedelta.resolution, 5])
+@pytest.mark.parametrize(
+    "value", [timedelta(0), timedelta(microseconds=-1), MAXIMUM_DURATION + timedelta.resolution, 5]
+)
 def test_a_duration_is_positive_and_at_most_a_century(value: Any) -> None:
     with pytest.raises(InvalidArgument):
         check_duration(value, "after")

@@ -16,12 +16,8 @@ from cascade_state.errors import InvalidArgument
 from cascade_state.model import documents
 
 TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]))
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXT
-)
-DOCUMENTS = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner), st.dictionaries(TEXT, inner)), max_leaves=30
-)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXT)
+DOCUMENTS = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner), st.dictionaries(TEXT, inner)), max_leaves=30)
 
 
 def same(one: Any, other: Any) -> bool:

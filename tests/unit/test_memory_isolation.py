@@ -99,9 +99,7 @@ async def test_waiting_for_one_that_commits_loses_and_for_one_that_rolls_back_wi
             await first.component_states.put(flow.flow_instance_id, "charge", "first")
             second = store.begin(isolation=isolation)
             await second.__aenter__()
-            waiting = asyncio.ensure_future(
-                second.component_states.put(flow.flow_instance_id, "charge", "second")
-            )
+            waiting = asyncio.ensure_future(second.component_states.put(flow.flow_instance_id, "charge", "second"))
             await turns()
             assert not waiting.done()
             if not commits:

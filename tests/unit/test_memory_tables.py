@@ -61,9 +61,7 @@ def assert_same(rows: Rows[int, Row], model: dict[int, Row]) -> None:
         if members:
             assert list(rows.entries("group", group, after=members[0])) == members[1:]
     now = START + timedelta(seconds=2)
-    free = sorted(
-        (row.rank, row.key) for row in model.values() if row.busy_until is None or row.busy_until <= now
-    )
+    free = sorted((row.rank, row.key) for row in model.values() if row.busy_until is None or row.busy_until <= now)
     busy = sorted(
         (row.busy_until, row.rank, row.key)
         for row in model.values()

@@ -28,6 +28,7 @@ from sqlalchemy import (
     exists,
     func,
     literal_column,
+    not_,
     null,
     or_,
     select,
@@ -262,8 +263,8 @@ class _Builder:
                 .correlate(ready)
                 .scalar_subquery()
             )
-            conditions.append(flow.c.timer_changes == unchanged)
             ends = ready.c.terminal
+            conditions.append(or_(not_(ends), flow.c.timer_changes == unchanged))
             values["completed_at"] = case((ends, NOW), else_=None)
             for name in ("lease_holder", "lease_expires_at"):
                 values[name] = case((ends, None), else_=flow.c[name])

@@ -371,18 +371,23 @@ _EVENT_COLUMNS = ("event_id", "payload", "mode", "published_at", "ordinal", "tim
 
 def _bury(buried: CTE) -> Select[Any]:
     """Makes dead letters of deliveries; their waits wait again, those of worn-out time-outs go."""
+    # A broadcast may be buried for several waiters at once; it is one dead letter.
+    same_event = (buried.c.partition_id, buried.c.correlation_key, buried.c.event_id)
+    first = func.row_number().over(partition_by=same_event, order_by=(buried.c.flow_instance_id, buried.c.step_id))
+    one_each = select(buried, first.label("nth")).where(not_(buried.c.timed_out)).subquery("one_each")
     letters = select(
-        buried.c.partition_id,
-        buried.c.correlation_key,
-        buried.c.event_id,
-        buried.c.payload,
-        buried.c.mode,
+        one_each.c.partition_id,
+        one_each.c.correlation_key,
+        one_each.c.event_id,
+        one_each.c.payload,
+        # An imported delivery does not bring how and when its event was published.
+        func.coalesce(one_each.c.mode, literal_column("'fifo'", TEXT)).label("mode"),
         literal_column("'DEAD'", TEXT).label("status"),
-        buried.c.published_at,
-        buried.c.ordinal,
+        func.coalesce(one_each.c.published_at, NOW).label("published_at"),
+        func.coalesce(one_each.c.ordinal, literal_column("0", BIGINT)).label("ordinal"),
         NOW.label("expires_at"),
-        func.coalesce(param("reason", TEXT), buried.c.last_error, literal_column("'worn out'")).label("reason"),
-    ).where(not_(buried.c.timed_out))
+        func.coalesce(param("reason", TEXT), one_each.c.last_error, literal_column("'worn out'")).label("reason"),
+    ).where(one_each.c.nth == literal_column("1"))
     statement = insert(event).from_select([column.name for column in letters.selected_columns], letters)
     dead = statement.on_conflict_do_update(
         index_elements=["partition_id", "correlation_key", "event_id"],

@@ -10,11 +10,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import get_args
 
 import pytest
 
 from cascade_state.abc import Store, UnitOfWork
+from cascade_state.abc.store import Isolation
 from cascade_state.model.correlations import Delivery, PublishMode
 from cascade_state.model.flow_definitions import FlowDefinition
 from cascade_state.model.flow_instances import FlowInstance
@@ -30,6 +32,9 @@ __all__ = ["InterleavingsContract", "RandomSchedulesContract"]
 _MODES = get_args(PublishMode)
 _QUEUED = ("first", "fifo")  # modes that keep an event for whoever waits later
 
+# Two that cannot see each other, each behind its snapshot, are brought together later, by a claim.
+_HEALING = timedelta(seconds=5)
+
 Operation = Callable[[UnitOfWork], Awaitable[object]]
 
 
@@ -39,6 +44,10 @@ def _publish(key: str, event_id: str, mode: PublishMode) -> Operation:
 
 def _wait(flow: FlowInstance, key: str) -> Operation:
     return lambda uow: uow.advance(flow.suspend_for_event("ship", key))
+
+
+async def _look(uow: UnitOfWork) -> None:
+    await uow.correlations.list_dead_letters()  # a snapshot is taken by the first call
 
 
 def _checked(deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -63,6 +72,26 @@ class InterleavingsContract(StoreContract):
             (delivery,) = _checked(await claim_deliveries(store))
             assert (delivery.correlation_key, delivery.flow_instance_id) == (key, flow.flow_instance_id), order
             assert await store.correlations.list_waiting(key) == [], order
+
+    @rule("C-30")
+    @pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+    async def test_a_publisher_and_a_waiter_that_see_an_old_state(
+        self, store: Store, other_store: Store, clock: FrozenClock, isolation: Isolation
+    ) -> None:
+        definition = await factories.deploy_flow_definition(store)
+        for order in all_orders(4, 4):
+            key = factories.unique("key")
+            flow = await factories.add_flow(store, definition)
+            actors = [
+                Actor(store, _look, _publish(key, "evt-1", "first"), isolation=isolation),
+                Actor(other_store, _look, _wait(flow, key), isolation=isolation),
+            ]
+            await run_schedule(self, actors, order)
+            clock.advance(_HEALING)
+            (delivery,) = _checked(await claim_deliveries(store))
+            assert (delivery.correlation_key, delivery.flow_instance_id) == (key, flow.flow_instance_id), order
+            assert await store.correlations.list_waiting(key) == [], order
+            await store.correlations.complete([delivery])
 
     @rule("C-32")
     async def test_a_broadcaster_and_a_waiter(self, store: Store, other_store: Store) -> None:
@@ -232,7 +261,7 @@ class RandomSchedulesContract(StoreContract):
             calls.append(lambda target, waiting=waiting: target.advance(waiting))  # type: ignore[misc]
             event_id, key = f"evt-{number}", keys[number % 3]
             calls += 2 * [
-                lambda target, event_id=event_id, key=key: target.correlations.publish(  # type: ignore[misc]
+                lambda target, event_id=event_id, key=key: target.correlations.publish(
                     key, {"event": event_id}, event_id=event_id, mode="fifo"
                 )
             ]
@@ -259,7 +288,7 @@ class RandomSchedulesContract(StoreContract):
                 await other_store.correlations.publish("parcel-77", payload, event_id=f"evt-{number}", mode="fifo")
 
         filling = self.started(fill())
-        received = []
+        received: list[str | None] = []
         async with asyncio.timeout(PATIENCE):
             while len(received) < 25:
                 for delivery in await claim_deliveries(store):

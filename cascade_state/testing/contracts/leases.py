@@ -1,137 +1,33 @@
-"""Leases of instances, timers and deliveries: the token decides who may write (C-50, C-51).
-
-One set of tests runs over all three; `_Leased` says how each is made, claimed and written.
-"""
+"""Leases of instances, timers and deliveries: the token decides who may write (C-50, C-51)."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeAlias
 
 import pytest
 
 from cascade_state.abc import Store
 from cascade_state.errors import LeaseLost
-from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
 from cascade_state.testing.contracts.base import LEASE, OpenStore, StoreContract
-from cascade_state.testing.contracts.claiming import MOMENT, Target, claim_deliveries, claim_timers
+from cascade_state.testing.contracts.claiming import MOMENT, Target, claim_deliveries
+from cascade_state.testing.contracts.leased import KINDS, WRITES, Item, Leased, Write
 from cascade_state.testing.contracts.rules import rule
 
 __all__ = ["LeasesContract"]
 
-Item: TypeAlias = Any  # a claimed flow instance, timer or delivery
-Write: TypeAlias = Callable[[Target, Item], Awaitable[object]]
-
 _SECOND = timedelta(seconds=1)
 
-
-@dataclass(frozen=True)
-class _Leased:
-    """One kind of leased thing. `writes` are the calls that need the current token."""
-
-    entity: str
-    add: Callable[[Store], Awaitable[object]]
-    claim: Callable[[Target, str], Awaitable[list[Item]]]
-    key: Callable[[Item], object]
-    repository: str
-    writes: Mapping[str, Write]
-
-    async def claim_one(self, target: Target, holder: str = "worker-1") -> Item:
-        (item,) = await self.claim(target, holder)
-        return item
-
-    def renew(self, target: Target, items: list[Item], duration: timedelta = LEASE) -> Awaitable[list[Item]]:
-        renewed: Awaitable[list[Item]] = getattr(target, self.repository).renew(items, duration)
-        return renewed
-
-    def release(self, target: Target, items: list[Item]) -> Awaitable[None]:
-        released: Awaitable[None] = getattr(target, self.repository).release(items)
-        return released
-
-
-async def _add_delivery(store: Store) -> FlowInstance:
-    key = factories.unique("key")
-    flow = await factories.add_flow(store, waits_for=key)
-    await store.correlations.publish(key, {})
-    return flow
-
-
-async def _add_timer(store: Store) -> FlowInstance:
-    flow = await factories.add_flow(store)
-    return await store.advance(flow.suspend_for_timer("ship", after=timedelta(0)))
-
-
-async def _claim_instances(target: Target, holder: str) -> list[Item]:
-    return await target.flow_instances.claim(holder, lease_duration=LEASE)
-
-
-async def _advance_with(target: Target, item: Item) -> object:
-    """Advances the flow of a timer or delivery, acknowledging it."""
-    flow = await target.flow_instances.get(item.flow_instance_id)
-    return await target.advance(flow.resume(), completes=[item])
-
-
-async def _advance_claimed(target: Target, item: FlowInstance) -> object:
-    # The version is read anew: the lease alone is what may be stale.
-    flow = await target.flow_instances.get(item.flow_instance_id)
-    return await target.advance(flow.complete_step(factories.unique("step")), lease=item.lease)
-
-
-_KINDS = {
-    "flow instance": _Leased(
-        entity="flow instance",
-        add=factories.add_flow,
-        claim=_claim_instances,
-        key=lambda item: item.flow_instance_id,
-        repository="flow_instances",
-        writes={
-            "release": lambda target, item: target.flow_instances.release([item]),
-            "advance": _advance_claimed,
-        },
-    ),
-    "timer": _Leased(
-        entity="timer",
-        add=_add_timer,
-        claim=claim_timers,
-        key=lambda item: item.timer_id,
-        repository="timers",
-        writes={
-            "release": lambda target, item: target.timers.release([item]),
-            "complete": lambda target, item: target.timers.complete([item]),
-            "retry": lambda target, item: target.timers.retry(item, after=_SECOND, error="late"),
-            "give_up": lambda target, item: target.timers.give_up(item, reason="enough"),
-            "advance": _advance_with,
-        },
-    ),
-    "delivery": _Leased(
-        entity="delivery",
-        add=_add_delivery,
-        claim=claim_deliveries,
-        key=lambda item: item.correlation_key,
-        repository="correlations",
-        writes={
-            "release": lambda target, item: target.correlations.release([item]),
-            "complete": lambda target, item: target.correlations.complete([item]),
-            "retry": lambda target, item: target.correlations.retry(item, after=_SECOND, error="late"),
-            "give_up": lambda target, item: target.correlations.give_up(item, reason="enough"),
-            "advance": _advance_with,
-        },
-    ),
-}
-
-_every_kind = pytest.mark.parametrize("kind", sorted(_KINDS))
-_WRITES = [(kind, write) for kind in sorted(_KINDS) for write in sorted(_KINDS[kind].writes)]
-_every_write = pytest.mark.parametrize(("kind", "write"), _WRITES)
+_every_kind = pytest.mark.parametrize("kind", sorted(KINDS))
+_every_write = pytest.mark.parametrize(("kind", "write"), WRITES)
 
 
 class LeasesContract(StoreContract):
     """Who holds a thing may write it; whoever has lost it changes nothing."""
 
-    async def _refused(self, leased: _Leased, write: str, target: Target, item: Item) -> None:
+    async def _refused(self, leased: Leased, write: str, target: Target, item: Item) -> None:
         """Checks that the write is refused for the item's lease, with an error that says what was lost."""
         with pytest.raises(LeaseLost) as caught:
             await leased.writes[write](target, item)
@@ -142,7 +38,7 @@ class LeasesContract(StoreContract):
     @rule("C-50")
     @_every_write
     async def test_the_current_token_writes(self, store: Store, other_store: Store, kind: str, write: str) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         await leased.writes[write](other_store, item)
@@ -152,7 +48,7 @@ class LeasesContract(StoreContract):
     async def test_a_stale_token_does_not(
         self, store: Store, other_store: Store, clock: FrozenClock, kind: str, write: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         stale = await leased.claim_one(store, "worker-1")
         clock.advance(LEASE)
@@ -167,7 +63,7 @@ class LeasesContract(StoreContract):
     async def test_a_stale_token_of_the_same_holder_does_not_either(
         self, store: Store, clock: FrozenClock, kind: str, write: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         stale = await leased.claim_one(store, "worker-1")
         clock.advance(LEASE)
@@ -180,7 +76,7 @@ class LeasesContract(StoreContract):
     @_every_write
     @pytest.mark.parametrize("off_by", [-1, 1, 1 << 40])
     async def test_a_foreign_token_does_not(self, store: Store, kind: str, write: str, off_by: int) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         foreign = replace(item, lease=replace(item.lease, token=item.lease.token + off_by))
@@ -191,7 +87,7 @@ class LeasesContract(StoreContract):
     @rule("C-50")
     @_every_write
     async def test_a_released_token_does_not(self, store: Store, kind: str, write: str) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         await leased.release(store, [item])
@@ -204,10 +100,10 @@ class LeasesContract(StoreContract):
     @pytest.mark.parametrize(
         # An advance of a flow without a lease checks the version only.
         ("kind", "write"),
-        [(kind, write) for kind, write in _WRITES if (kind, write) != ("flow instance", "advance")],
+        [(kind, write) for kind, write in WRITES if (kind, write) != ("flow instance", "advance")],
     )
     async def test_what_was_never_claimed_is_not_held(self, store: Store, kind: str, write: str) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         with pytest.raises(LeaseLost):
@@ -219,7 +115,7 @@ class LeasesContract(StoreContract):
     async def test_an_expired_lease_that_nobody_took_is_still_current(
         self, store: Store, clock: FrozenClock, kind: str, write: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         clock.advance(100 * LEASE)
@@ -231,7 +127,7 @@ class LeasesContract(StoreContract):
     async def test_the_token_is_checked_in_the_statement_that_writes(
         self, store: Store, other_store: Store, clock: FrozenClock, kind: str, write: str, commits: bool
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store, "worker-1")
         clock.advance(LEASE)
@@ -258,7 +154,7 @@ class LeasesContract(StoreContract):
     async def test_renewing_extends_the_lease_from_now(
         self, store: Store, other_store: Store, clock: FrozenClock, kind: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         clock.advance(LEASE - MOMENT)
@@ -274,7 +170,7 @@ class LeasesContract(StoreContract):
     async def test_renewing_returns_what_it_renewed_and_leaves_out_what_was_lost(
         self, store: Store, other_store: Store, clock: FrozenClock, kind: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         for _ in range(4):
             await leased.add(store)
         items = await leased.claim(store, "worker-1")
@@ -292,7 +188,7 @@ class LeasesContract(StoreContract):
     async def test_an_expired_lease_that_nobody_took_can_be_renewed(
         self, store: Store, other_store: Store, clock: FrozenClock, kind: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         clock.advance(2 * LEASE)
@@ -303,14 +199,14 @@ class LeasesContract(StoreContract):
     @rule("C-50")
     @_every_kind
     async def test_renewing_nothing_renews_nothing(self, store: Store, kind: str) -> None:
-        assert await _KINDS[kind].renew(store, []) == []
+        assert await KINDS[kind].renew(store, []) == []
 
     @rule("C-50", "C-02")
     @_every_kind
     async def test_a_renewal_that_is_rolled_back_did_not_happen(
         self, store: Store, other_store: Store, clock: FrozenClock, kind: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         item = await leased.claim_one(store)
         async with store.begin() as uow:
@@ -326,7 +222,7 @@ class LeasesContract(StoreContract):
     async def test_releasing_is_all_or_nothing(
         self, store: Store, other_store: Store, clock: FrozenClock, kind: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         for _ in range(3):
             await leased.add(store)
         items = await leased.claim(store, "worker-1")
@@ -341,7 +237,7 @@ class LeasesContract(StoreContract):
     @rule("C-50")
     @pytest.mark.parametrize("kind", ["timer", "delivery"])
     async def test_completing_is_all_or_nothing(self, store: Store, clock: FrozenClock, kind: str) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         for _ in range(3):
             await leased.add(store)
         items = await leased.claim(store, "worker-1")
@@ -360,7 +256,7 @@ class LeasesContract(StoreContract):
     @rule("C-50")
     @_every_kind
     async def test_the_first_lost_item_is_named(self, store: Store, kind: str) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         for _ in range(4):
             await leased.add(store)
         items = await leased.claim(store, "worker-1")
@@ -374,7 +270,7 @@ class LeasesContract(StoreContract):
     @rule("C-50")
     @_every_kind
     async def test_tokens_only_grow(self, store: Store, other_store: Store, clock: FrozenClock, kind: str) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         tokens = []
         for turn in range(8):
@@ -421,7 +317,7 @@ class LeasesContract(StoreContract):
 
     @rule("C-50")
     async def test_the_lease_of_a_removed_thing_is_lost(self, store: Store) -> None:
-        for leased in _KINDS.values():
+        for leased in KINDS.values():
             await leased.add(store)
             item = await leased.claim_one(store)
             await store.flow_instances.remove(item.flow_instance_id)
@@ -431,7 +327,7 @@ class LeasesContract(StoreContract):
 
     @rule("C-50")
     async def test_the_lease_of_a_flow_ends_with_it(self, store: Store) -> None:
-        leased = _KINDS["flow instance"]
+        leased = KINDS["flow instance"]
         await leased.add(store)
         item = await leased.claim_one(store)
         ended = await store.advance(item.complete(), lease=item.lease)
@@ -446,7 +342,7 @@ class LeasesContract(StoreContract):
     async def test_expiry_is_judged_by_the_clock_of_the_store_that_claims(
         self, store: Store, open_store_again: OpenStore, clock: FrozenClock, kind: str
     ) -> None:
-        leased = _KINDS[kind]
+        leased = KINDS[kind]
         await leased.add(store)
         await leased.claim_one(store)
         ahead, behind = FrozenClock(clock.now() + LEASE), FrozenClock(clock.now() + LEASE - MOMENT)

@@ -130,7 +130,7 @@ class SideBySideMachine(RuleBasedStateMachine):
         """
         targets = self.stores if self.units is None or outside else self.units
         one, another = (self._run(_outcome(operation, target, side)) for side, target in enumerate(targets))
-        assert comparable(one) == comparable(another)
+        assert comparable(one) == comparable(another), f"the stores differ:\n  {one!r}\n  {another!r}"
         if isinstance(one, BaseException):
             return None
         return one, another

@@ -14,6 +14,8 @@ from functools import partial
 from typing import TypeAlias
 
 from cascade_state.abc import Store, UnitOfWork
+from cascade_state.abc.store import Isolation
+from cascade_state.errors import TransactionAborted
 from cascade_state.testing.contracts.base import PATIENCE, StoreContract
 
 __all__ = ["Actor", "all_orders", "run_schedule"]
@@ -22,12 +24,21 @@ Operation: TypeAlias = Callable[[UnitOfWork], Awaitable[object]]
 
 
 class Actor:
-    """A unit of work that goes on one step at a time."""
+    """A unit of work that goes on one step at a time.
 
-    def __init__(self, store: Store, *operations: Operation, commits: bool = True) -> None:
+    Args:
+        isolation: With one that may abort it, an aborted actor does all again in its last step, as `store.run` would.
+    """
+
+    def __init__(
+        self, store: Store, *operations: Operation, commits: bool = True, isolation: Isolation | None = None
+    ) -> None:
         self.commits = commits
         self.is_finished = False
-        self._uow = store.begin()
+        self._is_aborted = False
+        self._store = store
+        self._isolation = isolation
+        self._uow = store.begin(isolation=isolation)
         self._operations = operations
         self._steps: deque[Callable[[], Awaitable[object]]] = deque(
             [self._begin, *(partial(operation, self._uow) for operation in operations), self._end]
@@ -55,13 +66,28 @@ class Actor:
     async def _after(self, earlier: asyncio.Task[None] | None, step: Callable[[], Awaitable[object]]) -> None:
         if earlier is not None:
             await earlier
-        await step()
+        if step == self._end:
+            self.is_finished = True
+        try:
+            if not self._is_aborted:
+                await step()
+        except TransactionAborted:
+            if self._isolation is None:
+                raise
+            self._is_aborted = True
+            if step != self._end:
+                await self._uow.rollback()
+        if self._is_aborted and self.is_finished and self.commits:
+            await self._store.run(self._do_all, isolation=self._isolation)
 
     async def _begin(self) -> None:
         await self._uow.__aenter__()
 
+    async def _do_all(self, uow: UnitOfWork) -> None:
+        for operation in self._operations:
+            await operation(uow)
+
     async def _end(self) -> None:
-        self.is_finished = True
         if self.commits:
             await self._uow.__aexit__(None, None, None)
         else:

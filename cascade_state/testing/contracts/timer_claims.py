@@ -342,7 +342,8 @@ class FailingTimersContract(StoreContract):
         dead = [await store.timers.give_up(timer, reason="enough") for timer in await claim_timers(store)]
         await store.timers.schedule(flow.flow_instance_id, "ship", after=timedelta(0))
         assert dead == sorted(dead, key=lambda timer: (timer.due_at, timer.timer_id))
-        listed, cursor = [], None
+        listed: list[Timer] = []
+        cursor = None
         for _ in range(3):
             page = await store.timers.list_dead(limit=2, cursor=cursor)
             listed += page
