@@ -51,20 +51,20 @@ async def why_not_added(executor: Executor, plan: AdvancePlan) -> CascadeStateEr
     await _raise_lost_leases(executor, plan)
     instance = plan.instance
     key = instance.business_key
-    records = await executor.fetch(
-        statements.DIAGNOSE_NEW,
-        {
-            "partition_id": executor.partition_of(instance.flow_instance_id),
-            "flow_instance_id": instance.flow_instance_id,
-            "flow_id": instance.flow_id,
-            "flow_version": instance.flow_version,
-            "key_partition_id": None if key is None else executor.partition_of_key(key),
-            "key_scope": BUSINESS_KEY_SCOPE + instance.flow_id,
-            "business_key": key,
-        },
-    )
-    row = records[0]
+    values = {
+        "partition_id": executor.partition_of(instance.flow_instance_id),
+        "flow_instance_id": instance.flow_instance_id,
+        "flow_id": instance.flow_id,
+        "flow_version": instance.flow_version,
+        "key_partition_id": None if key is None else executor.partition_of_key(key),
+        "key_scope": BUSINESS_KEY_SCOPE + instance.flow_id,
+        "business_key": key,
+    }
+    row = (await executor.fetch(statements.DIAGNOSE_NEW, values))[0]
     if row["is_stored"]:
+        if row["key_holder"] == instance.flow_instance_id:
+            # Usually its own. But whoever lost a race for the id took the key before it lost.
+            await executor.fetch(statements.FREE_KEY, values)
         return id_exists(plan)
     if not row["is_deployed"]:
         return FlowDefinitionNotFound(key=f"{instance.flow_id} version {instance.flow_version}")

@@ -8,8 +8,8 @@ in `transaction()`: a transaction of its own for a store, the open one for a uni
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -47,12 +47,16 @@ class Executor(ABC):
         return records[0] if records else None
 
     @abstractmethod
-    def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[Executor]:
+    def transaction(
+        self, *, snapshot: bool = False, undoable: bool = False
+    ) -> AbstractAsyncContextManager[Executor]:
         """Returns the context in which several statements run in one transaction.
 
         Args:
             snapshot: Whether all of them are to see one state, where this executor begins the transaction
                 (REPEATABLE READ).
+            undoable: Whether an error is to undo all of them, where the transaction was there before and goes on
+                (a savepoint).
         """
 
     @property
@@ -114,8 +118,16 @@ class ConnectionExecutor(Executor):
         with translated():
             return await self.statements.fetch(self._driver, statement, values)
 
-    def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[Executor]:
-        return _Joined(self)
+    def transaction(
+        self, *, snapshot: bool = False, undoable: bool = False
+    ) -> AbstractAsyncContextManager[Executor]:
+        return self._savepoint() if undoable else _Joined(self)
+
+    @asynccontextmanager
+    async def _savepoint(self) -> AsyncIterator[Executor]:
+        with translated():
+            async with self._driver.transaction():
+                yield self
 
     @property
     def in_transaction(self) -> bool:

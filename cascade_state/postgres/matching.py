@@ -17,7 +17,7 @@ async def match_keys(executor: Executor, keys: Iterable[str], *, patient: bool =
     """Pairs the events and waits of some keys; returns the deliveries made now.
 
     Under a snapshot that was taken before (REPEATABLE READ and above) what others committed since cannot be
-    seen; there nothing is paired, rows stay NEW, and the next `claim_delivered` pairs them.
+    seen; there nothing is paired, rows stay NEW, and the first `claim_delivered` a second later pairs them.
 
     Args:
         patient: Whether to wait for keys that somebody else has locked, or to leave them out.

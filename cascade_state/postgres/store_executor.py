@@ -76,7 +76,9 @@ class StoreExecutor(Executor):
         async with self._transaction({}) as patient:
             return await patient.one(operation, item)
 
-    def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[Executor]:
+    def transaction(
+        self, *, snapshot: bool = False, undoable: bool = False
+    ) -> AbstractAsyncContextManager[Executor]:
         return self._transaction({"isolation_level": "REPEATABLE READ"} if snapshot else {})
 
     @property

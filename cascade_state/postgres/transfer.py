@@ -19,6 +19,7 @@ from cascade_state.postgres.advance_values import BUSINESS_KEY_SCOPE
 from cascade_state.postgres.direct import Record
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.instance_rows import instance_from_record, load_optional
+from cascade_state.postgres.matching import match_keys
 from cascade_state.postgres.statements import transfer as statements
 from cascade_state.postgres.statements.parameters import columns
 from cascade_state.types import JsonObject
@@ -101,7 +102,7 @@ def _definition(record: Record) -> FlowDefinition:
 
 async def import_(executor: Executor, document: ExportDocument) -> FlowInstance:
     """Stores an export, all or nothing; returns the exported flow as it is stored now."""
-    async with executor.transaction() as writer:
+    async with executor.transaction(undoable=True) as writer:
         for definition in document.definitions:
             await _import_definition(writer, definition)
         for flow in document.flows:
@@ -110,6 +111,9 @@ async def import_(executor: Executor, document: ExportDocument) -> FlowInstance:
             if rows:
                 types = statements.IMPORTED_PARTS[name]
                 await writer.fetch(statements.IMPORT_PARTS[name], columns("row", tuple(types), rows))
+        waits = [wait.correlation_key for flow in document.flows for wait in flow.waits]
+        if waits:
+            await match_keys(writer, waits)  # events may have come here before the waits
     first = document.flows[0].instance
     records = await executor.fetch(
         statements.FIND_IMPORTED,
@@ -229,7 +233,7 @@ def _part_rows(writer: Executor, flows: Sequence[ExportedFlow]) -> dict[str, lis
                 identity,
                 item.step_id,
                 own[0],
-                "WAITING",
+                "NEW",
                 item.created_at,
                 item.expires_at,
                 None,

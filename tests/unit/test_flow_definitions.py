@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_cycle_is_told_with_its_path() -> None:
     assert path[0] == path[-1] == caught.value.step_id
     assert set(path) == {"a", "b", "c"}
     run_after = {item.step_id: item.run_after for item in steps}
-    assert all(before in run_after[after] for before, after in zip(path, path[1:], strict=False))
+    assert all(before in run_after[after] for before, after in pairwise(path))
 
 
 def test_an_engine_may_bring_its_own_document_instead_of_steps() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from datetime import timedelta
 from secrets import token_hex
 
 import pytest
 
 from cascade_state import FlowDefinition, FlowInstance, StepDefinition, Store, open_store
 from cascade_state.errors import (
+    AlreadyExists,
     FlowInstanceNotFound,
     InvalidArgument,
     SchemaMismatch,
@@ -15,8 +18,10 @@ from cascade_state.errors import (
     UnitOfWorkFinished,
     UsageError,
 )
+from cascade_state.memory import writing
 from cascade_state.memory.data import _named
 from cascade_state.memory.store import MemoryStore
+from tests.unit.exports import changed_by, every_change
 
 DEFINITION = FlowDefinition(flow_id="order", steps=(StepDefinition(step_id="charge", component_type="http"),))
 
@@ -181,8 +186,6 @@ async def test_a_store_that_was_not_entered_refuses_calls() -> None:
 
 
 async def test_a_damaged_flow_is_reported_with_its_id_and_blocks_nobody() -> None:
-    from datetime import timedelta
-
     store = MemoryStore("memory://", open_store("memory://").options)
     async with store:
         definition = await store.flow_definitions.deploy(DEFINITION)
@@ -190,7 +193,9 @@ async def test_a_damaged_flow_is_reported_with_its_id_and_blocks_nobody() -> Non
         whole = await store.advance(FlowInstance.create(definition).start())
         flows = store._data.tables["flow_instances"]
         key = damaged.flow_instance_id.int
-        flows.set(key, flows.get(key)._replace(trigger_data="{"))
+        row = flows.get(key)
+        assert row is not None
+        flows.set(key, row._replace(trigger_data="{"))
 
         with pytest.raises(SerializationError) as caught:
             await store.flow_instances.get(damaged.flow_instance_id)
@@ -203,8 +208,6 @@ async def test_a_damaged_flow_is_reported_with_its_id_and_blocks_nobody() -> Non
 
 
 async def test_a_call_that_breaks_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cascade_state.memory import writing
-
     async with open_store("memory://") as store:
         flow = await a_flow(store)
         before = await store.flow_instances.export(flow.flow_instance_id)
@@ -244,3 +247,20 @@ async def test_a_removed_flow_frees_everything() -> None:
         left = {name for name, table in store._data.tables.items() if table._rows}
         assert left == {"flow_definitions", "early_events"}  # the definition, and the id of the event
         assert not store._data.locks.held
+
+
+async def test_an_export_that_was_tampered_with_is_stored_whole_or_not_at_all() -> None:
+    outcomes = Counter[str]()
+    for change in every_change():
+        store = MemoryStore("memory://", open_store("memory://").options)
+        async with store:
+            try:
+                flow = await store.flow_instances.import_(changed_by(change))
+            except (InvalidArgument, AlreadyExists) as error:
+                assert not any(table._rows for table in store._data.tables.values())
+                outcomes[type(error).__name__] += 1
+            else:
+                await store.flow_instances.export(flow.flow_instance_id)
+                outcomes["stored"] += 1
+    assert outcomes["stored"]
+    assert outcomes["InvalidArgument"]

@@ -35,6 +35,10 @@ def table() -> Table[int, Row]:
     return Table(indexes(), Undo())
 
 
+def no_rows() -> dict[int, Row]:
+    return {}
+
+
 INSTANTS = st.one_of(st.none(), st.integers(0, 4).map(lambda seconds: START + timedelta(seconds=seconds)))
 ROWS = st.builds(Row, st.integers(0, 7), st.sampled_from(["a", "b", None]), st.integers(0, 3), INSTANTS)
 WRITES = st.lists(st.tuples(st.booleans(), ROWS), max_size=20)
@@ -74,7 +78,7 @@ def assert_same(rows: Rows[int, Row], model: dict[int, Row]) -> None:
 @settings(max_examples=200)
 @given(WRITES)
 def test_a_table_and_its_indexes_agree(writes: list[tuple[bool, Row]]) -> None:
-    rows, model = table(), {}
+    rows, model = table(), no_rows()
     write(rows, model, writes)
     assert_same(rows, model)
 
@@ -84,7 +88,7 @@ def test_a_table_and_its_indexes_agree(writes: list[tuple[bool, Row]]) -> None:
 def test_a_layer_shows_its_changes_and_leaves_the_base_alone(
     below: list[tuple[bool, Row]], above: list[tuple[bool, Row]]
 ) -> None:
-    base, base_model = table(), {}
+    base, base_model = table(), no_rows()
     write(base, base_model, below)
     layer, model = LayeredTable(base, table(), Undo()), dict(base_model)
     write(layer, model, above)
@@ -97,7 +101,7 @@ def test_a_layer_shows_its_changes_and_leaves_the_base_alone(
 def test_undo_goes_back_to_a_mark_and_to_the_start(
     below: list[tuple[bool, Row]], kept: list[tuple[bool, Row]], undone: list[tuple[bool, Row]]
 ) -> None:
-    base, base_model = table(), {}
+    base, base_model = table(), no_rows()
     write(base, base_model, below)
     undo = Undo()
     layer, model = LayeredTable(base, Table(indexes(), undo), undo), dict(base_model)
@@ -131,7 +135,7 @@ def test_undo_takes_back_what_a_call_wrote_to_the_table(
 def test_what_a_snapshot_remembers_hides_later_changes(
     before: list[tuple[bool, Row]], after: list[tuple[bool, Row]], own: list[tuple[bool, Row]]
 ) -> None:
-    base, seen = table(), {}
+    base, seen = table(), no_rows()
     write(base, seen, before)
     remembered = LayeredTable(base, table(), Undo())
     for puts, row in after:

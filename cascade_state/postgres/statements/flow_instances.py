@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    delete,
     exists,
     func,
     or_,
@@ -55,6 +56,7 @@ from cascade_state.postgres.tables import (
 __all__ = [
     "DIAGNOSE",
     "DIAGNOSE_NEW",
+    "FREE_KEY",
     "FIND_BY_BUSINESS_KEY",
     "FIND_MANY",
     "FIND_ONE",
@@ -349,6 +351,27 @@ DIAGNOSE_NEW = Statement(
         .label("key_holder"),
     ),
 )
+
+
+def _free_key() -> Any:
+    """Frees a business key that an id holds although its flow was stored without that key."""
+    key = idempotency_keys.c
+    is_rightful = exists().where(
+        flow.c.partition_id == param("partition_id", INTEGER),
+        flow.c.flow_instance_id == key.flow_instance_id,
+        flow.c.business_key == key.key,
+    )
+    return delete(idempotency_keys).where(
+        key.partition_id == param("key_partition_id", INTEGER),
+        key.scope == param("key_scope", TEXT),
+        key.key == param("business_key", TEXT),
+        key.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+        ~is_rightful,
+    )
+
+
+FREE_KEY = Statement("flow_instances.free_key", _free_key)
+
 # History
 
 HISTORY = Statement(

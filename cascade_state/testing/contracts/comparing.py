@@ -9,7 +9,7 @@ from typing import Any
 from cascade_state.errors import CascadeStateError
 from cascade_state.model.lists import CursorList
 
-__all__ = ["comparable"]
+__all__ = ["comparable", "difference"]
 
 # Tokens only have to grow, and positions are opaque: two honest stores may give different ones.
 _OWN_CHOICE = frozenset({"token", "position", "changes"})
@@ -31,3 +31,19 @@ def comparable(value: Any) -> Any:
         return {key: comparable(item) for key, item in value.items()}
     # The type counts: True is not 1, and 1.0 is not 1.
     return type(value).__name__, repr(value)
+
+
+def difference(one: Any, another: Any) -> str | None:
+    """Returns where two results or errors differ first, and how; None when they agree."""
+    return _difference(comparable(one), comparable(another), "$")
+
+
+def _difference(one: Any, another: Any, path: str) -> str | None:
+    if one == another:
+        return None
+    if isinstance(one, dict) and isinstance(another, dict) and one.keys() == another.keys():
+        return next(filter(None, (_difference(one[key], another[key], f"{path}.{key}") for key in one)), None)
+    if isinstance(one, (list, tuple)) and isinstance(another, (list, tuple)) and len(one) == len(another):
+        pairs = enumerate(zip(one, another, strict=True))
+        return next(filter(None, (_difference(*pair, f"{path}[{index}]") for index, pair in pairs)), None)
+    return f"{path}: {one!r} is not {another!r}"
