@@ -37,7 +37,7 @@ class _Recorder(ConnectionExecutor):
     """Notes the statements that a call would send, and sends nothing."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(StoreOptions(), StatementCache(None), None)
+        super().__init__(StoreOptions(), StatementCache(None), None, None)  # type: ignore[arg-type]
         self.sent: list[tuple[Statement, Mapping[str, Any]]] = []
         self._count = count
 

@@ -122,9 +122,7 @@ async def memory_store(open_stores: Callable[..., AbstractAsyncContextManager[An
 
 
 @pytest.fixture
-async def store(
-    store_url: str, open_stores: Callable[..., AbstractAsyncContextManager[Any]]
-) -> AsyncIterator[Any]:
+async def store(store_url: str, open_stores: Callable[..., AbstractAsyncContextManager[Any]]) -> AsyncIterator[Any]:
     """An open store on each back end in turn."""
     async with open_stores(store_url) as opened:
         yield opened

@@ -7,6 +7,7 @@ one transaction would interleave, so the second one is refused.
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum, auto
 from typing import Protocol
 
@@ -40,21 +41,30 @@ class Stage(Enum):
 
 
 class StoreGuard:
-    """Admits any number of calls at once while the store is open."""
+    """Admits any number of calls at once while the store is open, from the event loop that opened it."""
 
-    __slots__ = ("stage",)
+    __slots__ = ("loop", "stage")
 
     def __init__(self) -> None:
         self.stage: Stage = Stage.NEW
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """Opens the store for the running event loop."""
+        self.loop = asyncio.get_running_loop()
+        self.stage = Stage.OPEN
 
     def call(self, *, writes: bool) -> StoreGuard:
         """Admits a call.
 
         Raises:
             StoreNotOpen: The store was not entered, or was closed.
+            UsageError: Another event loop opened it.
         """
         if self.stage is not Stage.OPEN:
             raise StoreNotOpen
+        if self.loop is not None and asyncio._get_running_loop() not in (self.loop, None):
+            raise UsageError("the store belongs to another event loop; open one in each loop")
         return self
 
     def __enter__(self) -> None:

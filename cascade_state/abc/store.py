@@ -76,7 +76,7 @@ class Store(Advancing, ABC):
         if self._guard.stage is not Stage.NEW:
             raise UsageError("a store is entered once; open another one")
         await self._open()
-        self._guard.stage = Stage.OPEN
+        self._guard.open()
         return self
 
     async def __aexit__(
@@ -99,8 +99,9 @@ class Store(Advancing, ABC):
         """Returns a unit of work, to be entered once with `async with`: it commits on a clean exit, else rolls back.
 
         Args:
-            isolation: None: READ COMMITTED, which with versions and leases is all that the store itself
-                needs.
+            isolation: None: READ COMMITTED, which with versions and leases is all that the store itself needs. Above
+                it, an event that is published or a wait that is stored may be matched a second after the commit instead
+                of in it: an old snapshot does not show what others left under the key.
             read_only: Refuses every write with `UsageError` (C-06).
         """
         self._guard.call(writes=False)

@@ -53,6 +53,8 @@ class Line(Generic[Item, Result]):
         self._busy_keys: set[Hashable] = set()
         self._queue: deque[_Waiting[Item, Result]] = deque()
         self._drains: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def submit(self, item: Item) -> Result:
         """Returns the item's result, or raises its error."""
@@ -65,28 +67,38 @@ class Line(Generic[Item, Result]):
         except asyncio.CancelledError:
             if not waiting.left:
                 self._queue.remove(waiting)
+                if not self._in_flight and not self._queue:
+                    self._idle.set()
             raise
 
     async def close(self) -> None:
         """Waits until everything that was submitted has its result."""
-        while self._drains:
-            await asyncio.wait(set(self._drains))
+        await self._idle.wait()
 
     async def _run_alone(self, item: Item) -> Result:
         keys = self._keys(item)
-        self._in_flight += 1
+        self._begin_flight()
         self._busy_keys.update(keys)
         try:
             results: Sequence[Result] = await self._run((item,))
             return results[0]
         finally:
-            self._in_flight -= 1
             self._busy_keys.difference_update(keys)
+            self._end_flight()
             self._start_drain()
+
+    def _begin_flight(self) -> None:
+        self._in_flight += 1
+        self._idle.clear()
+
+    def _end_flight(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight and not self._queue:
+            self._idle.set()
 
     def _start_drain(self) -> None:
         if self._queue and self._in_flight < self._lanes:
-            self._in_flight += 1
+            self._begin_flight()
             task = asyncio.get_running_loop().create_task(self._drain())
             self._drains.add(task)
             task.add_done_callback(self._drains.discard)
@@ -101,7 +113,7 @@ class Line(Generic[Item, Result]):
                 finally:
                     self._busy_keys -= keys
         finally:
-            self._in_flight -= 1
+            self._end_flight()
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []

@@ -13,7 +13,11 @@ from cascade_state.errors import StoreNotOpen
 from cascade_state.postgres.direct import DriverConnection
 from cascade_state.postgres.error_translation import translated
 
-__all__ = ["KeptConnections", "OwnTransaction", "driver_of", "start_on_wire"]
+__all__ = ["KEPT_LOCK_TIMEOUT", "KeptConnections", "OwnTransaction", "driver_of", "has_autocommit", "start_on_wire"]
+
+# A kept connection serves many callers, so it must not wait long for a row that one of them contends for; see
+# StoreExecutor.
+KEPT_LOCK_TIMEOUT = "200ms"
 
 Kept: TypeAlias = tuple[AsyncConnection, DriverConnection]
 
@@ -23,6 +27,12 @@ async def driver_of(connection: AsyncConnection) -> DriverConnection:
     raw = await connection.get_raw_connection()
     driver: DriverConnection = raw.driver_connection
     return driver
+
+
+async def has_autocommit(connection: AsyncConnection) -> bool:
+    """Returns whether SQLAlchemy keeps the connection out of transactions."""
+    raw = await connection.get_raw_connection()
+    return getattr(raw.dbapi_connection, "isolation_level", None) == "autocommit"
 
 
 async def start_on_wire(connection: AsyncConnection) -> DriverConnection:
@@ -128,42 +138,52 @@ class KeptConnections:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._drops: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._all_closed = asyncio.Event()
 
     async def take(self) -> Kept:
         """Lends one connection, to be given back with `put_back`; waits in turn when all are lent."""
-        while self._free:
-            kept = self._free.pop()
-            if not kept[1].is_closed():
-                return kept
-            self._drop(kept)
-        return await self._next()
+        kept = self._free_one()
+        return await self._next() if kept is None else kept
 
     def put_back(self, kept: Kept) -> None:
         """Takes a connection back; one that broke is replaced when it is needed."""
-        if self._closed or kept[1].is_closed():
-            self._drop(kept)
+        if self._closed or kept[1].is_closed() or kept[1].is_in_transaction():
+            self._drop(kept)  # in a transaction: cancelled while it was being ended
         else:
             self._free.append(kept)
         self._wake_one()
 
     async def close(self) -> None:
-        """Closes the connections that are free now, and each other one when it is put back."""
+        """Closes all connections, those that are lent when they are put back; returns when all are closed."""
         self._closed = True
-        while self._free:
-            connection, _ = self._free.pop()
-            self._open -= 1
-            await _close(connection)
         while self._waiting:
             self._wake_one()
+        while self._free:
+            connection, _ = self._free.pop()
+            await _close(connection)
+            self._open -= 1
+        if not self._open:
+            self._all_closed.set()
+        await self._all_closed.wait()
         if self._drops:
             await asyncio.wait(set(self._drops))
+
+    def _free_one(self) -> Kept | None:
+        """Returns one that nobody uses and that did not break meanwhile."""
+        while self._free:
+            kept = self._free.pop()
+            if not kept[1].is_closed():
+                return kept
+            self._drop(kept)
+        return None
 
     async def _next(self) -> Kept:
         while True:
             if self._closed:
                 raise StoreNotOpen
-            if self._free:
-                return self._free.pop()
+            kept = self._free_one()
+            if kept is not None:
+                return kept
             if self._open < self._size:
                 return await self._opened()
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -183,18 +203,23 @@ class KeptConnections:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 return connection, await driver_of(connection)
         except BaseException:
-            self._open -= 1
+            self._one_less()
             self._wake_one()
             raise
 
     def _drop(self, kept: Kept) -> None:
         """Closes a connection without waiting: nobody is left to wait for it."""
         connection, driver = kept
-        self._open -= 1
+        self._one_less()
         driver.terminate()
         task = asyncio.get_running_loop().create_task(_discard(connection))
         self._drops.add(task)
         task.add_done_callback(self._drops.discard)
+
+    def _one_less(self) -> None:
+        self._open -= 1
+        if self._closed and not self._open:
+            self._all_closed.set()
 
     def _wake_one(self) -> None:
         while self._waiting:

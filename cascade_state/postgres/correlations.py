@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -21,6 +22,8 @@ from cascade_state.postgres.matching import match_keys
 from cascade_state.postgres.statements import correlations as statements
 
 __all__ = ["PostgresCorrelations"]
+
+_log = logging.getLogger("cascade_state.correlations")
 
 
 class PostgresCorrelations(Correlations):
@@ -66,9 +69,12 @@ class PostgresCorrelations(Correlations):
             "max_attempts": self._limits.max_attempts,
         }
         swept = False
+        wanted = limit
         while True:
-            records = await self._executor.fetch(statements.CLAIM, {**values, "limit": limit - len(claimed)})
-            claimed += [_delivery(record) for record in records if record["correlation_key"] is not None]
+            records = await self._executor.fetch(statements.CLAIM, {**values, "limit": wanted})
+            taken = [record for record in records if record["correlation_key"] is not None]
+            claimed += _decodable(taken)
+            wanted -= len(taken)
             worn, todo = records[0]["worn"], records[0]["unmatched"] or records[0]["expired"]
             if worn:
                 await self._bury_worn()
@@ -77,7 +83,7 @@ class PostgresCorrelations(Correlations):
                 swept = True
             else:
                 return claimed
-            if len(claimed) == limit:
+            if not wanted:
                 return claimed
 
     async def _sweep(self, *, unmatched: bool) -> None:
@@ -191,6 +197,18 @@ class PostgresCorrelations(Correlations):
             DeadLetter(**{**record, "payload": load_optional(record["payload"])})
             for record in await self._executor.fetch(statement, values)
         ]
+
+
+def _decodable(records: Sequence[Record]) -> list[Delivery]:
+    """Returns the deliveries that can be decoded; one that cannot stays claimed until its attempts are used."""
+    deliveries = []
+    for record in records:
+        try:
+            deliveries.append(_delivery(record))
+        except (ValueError, RecursionError) as error:
+            key, flow_instance_id = record["correlation_key"], record["flow_instance_id"]
+            _log.warning("skipping a claimed delivery key=%r flow=%s: %s", key, flow_instance_id, type(error).__name__)
+    return deliveries
 
 
 def _delivery(record: Record) -> Delivery:

@@ -33,6 +33,13 @@ _UNAVAILABLE = {
     "25P03": "the transaction was idle for too long",
     "53300": "the server has no connection left",
 }
+_REFUSED = {
+    "26000": "a prepared statement is gone; a transaction pooler needs pooler='pgbouncer'",
+    "28000": "this user may not connect in this way",
+    "28P01": "wrong user or password",
+    "3D000": "there is no such database",
+    "42501": "the role lacks a right",
+}
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # Text of a distributed engine's commit failure and lost node connection: the only two messages that are
 # looked at, because both come as XX000.
@@ -75,7 +82,8 @@ def translated_error(error: BaseException) -> Exception:
         return SchemaMismatch(
             expected="the tables of this version", found="none or other ones", reason="has it been migrated?"
         )
-    return StoreError(f"the database refused (SQLSTATE {sqlstate})", sqlstate=sqlstate)
+    reason = f": {_REFUSED[sqlstate]}" if sqlstate in _REFUSED else ""
+    return StoreError(f"the database refused (SQLSTATE {sqlstate}){reason}", sqlstate=sqlstate)
 
 
 def _without_sqlstate(error: BaseException) -> Exception:

@@ -14,7 +14,10 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from cascade_state.abc.options import StoreOptions
+from cascade_state.errors import UsageError
 from cascade_state.ids import hash_key, partition_of, partition_of_key
 from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
@@ -47,9 +50,7 @@ class Executor(ABC):
         return records[0] if records else None
 
     @abstractmethod
-    def transaction(
-        self, *, snapshot: bool = False, undoable: bool = False
-    ) -> AbstractAsyncContextManager[Executor]:
+    def transaction(self, *, snapshot: bool = False, undoable: bool = False) -> AbstractAsyncContextManager[Executor]:
         """Returns the context in which several statements run in one transaction.
 
         Args:
@@ -63,11 +64,6 @@ class Executor(ABC):
     @abstractmethod
     def in_transaction(self) -> bool:
         """Whether statements run inside a longer transaction (a unit of work), rather than each on its own."""
-
-    @property
-    def has_old_snapshot(self) -> bool:
-        """Whether what others committed since the transaction began stays unseen (REPEATABLE READ and above)."""
-        return False
 
     @abstractmethod
     def hint(self, partition_id: int) -> None:
@@ -98,33 +94,28 @@ class ConnectionExecutor(Executor):
         self,
         options: StoreOptions,
         statements: StatementCache,
+        connection: AsyncConnection,
         driver: DriverConnection,
-        *,
-        has_old_snapshot: bool = False,
     ) -> None:
         super().__init__(options, statements)
+        self._connection = connection
         self._driver = driver
-        self._has_old_snapshot = has_old_snapshot
         self.hinted: set[int] = set()  # for the owner of the transaction, who knows when it is committed
 
     def hint(self, partition_id: int) -> None:
         self.hinted.add(partition_id)
 
-    @property
-    def has_old_snapshot(self) -> bool:
-        return self._has_old_snapshot
-
     async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
+        self._require_transaction()
         with translated():
             return await self.statements.fetch(self._driver, statement, values)
 
-    def transaction(
-        self, *, snapshot: bool = False, undoable: bool = False
-    ) -> AbstractAsyncContextManager[Executor]:
+    def transaction(self, *, snapshot: bool = False, undoable: bool = False) -> AbstractAsyncContextManager[Executor]:
         return self._savepoint() if undoable else _Joined(self)
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[Executor]:
+        self._require_transaction()
         with translated():
             async with self._driver.transaction():
                 yield self
@@ -132,6 +123,13 @@ class ConnectionExecutor(Executor):
     @property
     def in_transaction(self) -> bool:
         return True
+
+    def _require_transaction(self) -> None:
+        """Refuses what would commit by itself, or in the transaction of whoever uses the driver connection now."""
+        if self._driver.is_closed():
+            return  # the driver says so
+        if not (self._connection.in_transaction() and self._driver.is_in_transaction()):
+            raise UsageError("the transaction of this unit of work was ended by its connection or session")
 
 
 class _Joined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -31,6 +32,8 @@ from cascade_state.postgres.statements.parameters import columns
 from cascade_state.types import JsonObject
 
 __all__ = ["FIND", "PostgresFlowInstances"]
+
+_log = logging.getLogger("cascade_state.flow_instances")
 
 _ADD_BATCH = 1000  # flows in one statement of add_many
 _RACES = 20  # how often a terminal advance gives way to timers that are scheduled at the same time
@@ -205,7 +208,10 @@ class PostgresFlowInstances(FlowInstances):
             "lease_duration": lease_duration,
         }
         records = await self._executor.fetch(statements.claim_statement(statements.filter_shape(filter)), values)
-        return [instance_from_record(record) for record in records]
+        items, undecodable = _decoded(records)
+        for error in undecodable:  # left claimed, out of the way of the others
+            _log.warning("skipping a claimed flow instance: %s", error)
+        return items
 
     async def _renew(self, instances: Sequence[FlowInstance], lease_duration: timedelta) -> list[FlowInstance]:
         values = {**self._held(instances), "now": self._executor.now(), "lease_duration": lease_duration}

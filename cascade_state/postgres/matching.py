@@ -22,8 +22,6 @@ async def match_keys(executor: Executor, keys: Iterable[str], *, patient: bool =
     Args:
         patient: Whether to wait for keys that somebody else has locked, or to leave them out.
     """
-    if executor.has_old_snapshot:
-        return []
     rows = [(executor.partition_of_key(key), key, executor.lock_key("correlation", key)) for key in dict.fromkeys(keys)]
     values = {**columns("key", tuple(KEY_COLUMNS), rows), "now": executor.now()}
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -16,9 +16,9 @@ from cascade_state.abc.store import Isolation, Store
 from cascade_state.errors import UsageError
 from cascade_state.model.statistics import Statistics
 from cascade_state.postgres import schema
-from cascade_state.postgres.connections import KeptConnections
+from cascade_state.postgres.connections import KEPT_LOCK_TIMEOUT, KeptConnections
 from cascade_state.postgres.direct import StatementCache
-from cascade_state.postgres.engine import driver_url, pooled_engine, shown_url, unpooled_engine
+from cascade_state.postgres.engine import DriverConnections, driver_url, pooled_engine, shown_url, unpooled_engine
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.hints import HintSender
 from cascade_state.postgres.repositories import attach_repositories
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["PostgresStore"]
 
 _KEPT_CONNECTIONS = 4  # enough for every line of coalesced operations to have one in flight
-# A kept connection serves many callers, so it must not wait long for a row that one of them contends for; see
-# StoreExecutor.
-_KEPT_SETTINGS = {"lock_timeout": "200ms"}
+_KEPT_SETTINGS = {"lock_timeout": KEPT_LOCK_TIMEOUT}
+_GRACE_SECONDS = 5.0  # how long a store that closes waits for single statements under way
 
 
 class PostgresStore(Store):
@@ -57,6 +56,7 @@ class PostgresStore(Store):
         self._hints: HintSender | None
         self._executor: StoreExecutor
         self._statements = StatementCache(options.schema)
+        self._connections = DriverConnections()
 
     @property
     def url(self) -> str:
@@ -104,9 +104,9 @@ class PostgresStore(Store):
     async def _open(self) -> None:
         if self._server is not None:
             await self._start_server(self._server)
-        self._engine = pooled_engine(self._address, self.options)
-        self._unpooled = unpooled_engine(self._address, self.options)
-        self._keeping = unpooled_engine(self._address, self.options, _KEPT_SETTINGS)
+        self._engine = pooled_engine(self._address, self.options, self._connections)
+        self._unpooled = unpooled_engine(self._address, self.options, self._connections)
+        self._keeping = unpooled_engine(self._address, self.options, self._connections, _KEPT_SETTINGS)
         self._kept = KeptConnections(self._keeping, _KEPT_CONNECTIONS)
         self._hints = HintSender(self._statements, self._kept) if self.options.hints else None
         self._executor = StoreExecutor(self.options, self._statements, self._engine, self._kept, self._hints)
@@ -133,15 +133,23 @@ class PostgresStore(Store):
                 )
 
     async def _close(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await self._finish_calls()
+        self._connections.refuse()
+        await self._engine.dispose()
+        await self._keeping.dispose()
+        await self._unpooled.dispose()
+        await self._connections.terminate()
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
+
+    async def _finish_calls(self) -> None:
+        """Waits for the single statements under way; what needs longer, and units of work, loses its connection."""
         await self._executor.close()
         if self._hints is not None:
             await self._hints.close()
         await self._kept.close()
-        await self._engine.dispose()
-        await self._keeping.dispose()
-        await self._unpooled.dispose()
-        if self._server is not None:
-            await asyncio.to_thread(self._server.stop)
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> OwnUnitOfWork:
         return OwnUnitOfWork(

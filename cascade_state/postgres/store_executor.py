@@ -12,8 +12,8 @@ from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import TransactionAborted
 from cascade_state.postgres.coalescing import Line
-from cascade_state.postgres.connections import KeptConnections, OwnTransaction
-from cascade_state.postgres.direct import Record, Statement, StatementCache
+from cascade_state.postgres.connections import KEPT_LOCK_TIMEOUT, KeptConnections, OwnTransaction
+from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor, Executor
 from cascade_state.postgres.hints import HintSender
@@ -57,9 +57,19 @@ class StoreExecutor(Executor):
         kept = await self._kept.take()
         try:
             with translated():
-                return await self.statements.fetch(kept[1], statement, values)
+                if self.options.pooler is None:
+                    return await self.statements.fetch(kept[1], statement, values)
+                return await self._fetch_pooled(kept[1], statement, values)
         finally:
             self._kept.put_back(kept)
+
+    async def _fetch_pooled(
+        self, driver: DriverConnection, statement: Statement, values: Mapping[str, Any]
+    ) -> list[Record]:
+        """Runs one statement through a transaction pooler, where the limit on waiting cannot outlive a transaction."""
+        async with driver.transaction():
+            await driver.execute(f"SET LOCAL lock_timeout = '{KEPT_LOCK_TIMEOUT}'")
+            return await self.statements.fetch(driver, statement, values)
 
     async def one(self, operation: Operation[Item], item: Item) -> Record | None:
         if not self.options.coalesce:
@@ -76,9 +86,7 @@ class StoreExecutor(Executor):
         async with self._transaction({}) as patient:
             return await patient.one(operation, item)
 
-    def transaction(
-        self, *, snapshot: bool = False, undoable: bool = False
-    ) -> AbstractAsyncContextManager[Executor]:
+    def transaction(self, *, snapshot: bool = False, undoable: bool = False) -> AbstractAsyncContextManager[Executor]:
         return self._transaction({"isolation_level": "REPEATABLE READ"} if snapshot else {})
 
     @property
@@ -90,8 +98,8 @@ class StoreExecutor(Executor):
             self._hints.touch((partition_id,))
 
     async def close(self) -> None:
-        """Waits for what is under way."""
-        for line in self._lines.values():
+        """Waits for what is under way in the lines."""
+        for line in list(self._lines.values()):
             await line.close()
 
     def _line(self, operation: Operation[Item]) -> Line[Item, Record | None]:
@@ -109,7 +117,7 @@ class StoreExecutor(Executor):
         transaction = OwnTransaction(self._engine, options)
         await transaction.begin()
         try:
-            executor = ConnectionExecutor(self.options, self.statements, transaction.driver)
+            executor = ConnectionExecutor(self.options, self.statements, transaction.connection, transaction.driver)
             yield executor
         except BaseException:
             await run_to_completion(transaction.rollback())

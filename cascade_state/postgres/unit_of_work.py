@@ -10,7 +10,7 @@ from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.errors import UsageError
-from cascade_state.postgres.connections import OwnTransaction, driver_of, start_on_wire
+from cascade_state.postgres.connections import OwnTransaction, driver_of, has_autocommit, start_on_wire
 from cascade_state.postgres.direct import StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor
@@ -33,14 +33,8 @@ class _SqlUnitOfWork(UnitOfWork):
 
     async def _attach(self, connection: AsyncConnection) -> None:
         self._connection = connection
-        raw = await connection.get_raw_connection()
-        isolation = getattr(raw.dbapi_connection, "isolation_level", None)  # the adapter's word; None: the default
-        self._executor = ConnectionExecutor(
-            self._options,
-            self._statements,
-            await driver_of(connection),
-            has_old_snapshot=isolation in ("repeatable_read", "serializable"),
-        )
+        driver = await driver_of(connection)
+        self._executor = ConnectionExecutor(self._options, self._statements, connection, driver)
         attach_repositories(self, self._executor, self._guard, self._limits)
 
     async def _set_savepoint(self) -> AsyncTransaction:
@@ -136,6 +130,8 @@ class EnlistedUnitOfWork(_SqlUnitOfWork):
                     await connection.begin()
             if connection.dialect.driver != "asyncpg":
                 raise UsageError(f"enlist works on asyncpg, not on {connection.dialect.driver}")
+            if await has_autocommit(connection):
+                raise UsageError("enlist needs a transaction; this connection is in AUTOCOMMIT mode")
             try:
                 await start_on_wire(connection)
             except BaseException:

@@ -1,7 +1,7 @@
 """Valid values for tests: definitions and flows that a store accepts as they are, each under a fresh id.
 
-Every function fills in what a test does not care about. Those that take a store or a unit of work also store the value and
-return it as stored.
+Every function fills in what a test does not care about. Those that take a store or a unit of work also store the value
+and return it as stored.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ async def test_a_snapshot_that_the_server_gives_by_default_loses_no_event(
 
 async def test_a_default_isolation_of_the_database_does_not_reach_our_own_connections(database_url: str) -> None:
     engine = _engine(database_url)
-    name = database_url.rpartition("/")[2].partition("?")[0]
+    name = database_url.partition("?")[0].rpartition("/")[2]
     async with engine.begin() as connection:
         await connection.exec_driver_sql(
             f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'"

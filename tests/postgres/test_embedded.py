@@ -259,9 +259,7 @@ def test_a_killed_user_counts_as_gone(directory: Path, start_user: Any) -> None:
     assert server_process(directory) is None
 
 
-def test_when_all_were_killed_the_next_adopts_the_server_and_stops_it(
-    directory: Path, start_user: Any
-) -> None:
+def test_when_all_were_killed_the_next_adopts_the_server_and_stops_it(directory: Path, start_user: Any) -> None:
     users = [start_user(directory), start_user(directory)]
     for user in users:
         url_from(user)
@@ -359,10 +357,7 @@ def test_a_start_waits_for_orphans_of_the_killed_server(directory: Path) -> None
         thread.start()
         assert started.wait(WAIT)
         until = time.monotonic() + WAIT
-        while (
-            query(url, "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO %'")
-            == 0
-        ):
+        while query(url, "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO %'") == 0:
             assert time.monotonic() < until
         server.crash()
         assert server.start() == url
@@ -458,9 +453,7 @@ def closed_installation(tmp_path: Path) -> Installation:
     assert found is not None
     tmp_path.chmod(0o700)
     package = found.bin_directory.parents[1]
-    copy = shutil.copytree(
-        package, tmp_path / package.name, ignore=shutil.ignore_patterns("pginstall18", "include")
-    )
+    copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("pginstall18", "include"))
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.is_dir():
         shutil.copytree(libraries, tmp_path / libraries.name)

@@ -32,7 +32,10 @@ async def test_a_broadcast_that_wears_out_at_several_flows_is_one_dead_letter(da
 
 async def test_a_claim_does_not_wait_for_the_key_of_a_worn_out_delivery(database_url: str) -> None:
     clock = FrozenClock()
-    async with open_store(database_url, clock=clock, max_attempts=1) as store, open_store(database_url, clock=clock) as other:
+    async with (
+        open_store(database_url, clock=clock, max_attempts=1) as store,
+        open_store(database_url, clock=clock) as other,
+    ):
         await _worn(store, clock)
         async with other.begin() as uow:
             await uow.correlations.publish("parcel-1", {}, event_id="later", mode="fifo")  # holds the key's lock

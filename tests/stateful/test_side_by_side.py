@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from cascade_state import Store, open_store
@@ -54,8 +54,25 @@ class MemoryBesidePostgres(SideBySideMachine):
             await self.server.drop_database(name, force=True)
 
 
+class MemoryBesideAnotherMemory(SideBySideMachine):
+    def open_stores(
+        self, clock: FrozenClock
+    ) -> tuple[AbstractAsyncContextManager[Store], AbstractAsyncContextManager[Store]]:
+        return (
+            open_store("memory://", clock=clock, max_attempts=3),
+            open_store("memory://", clock=clock, max_attempts=2),
+        )
+
+
 def test_the_machine_finds_two_stores_that_do_the_same_equal() -> None:
     run_state_machine_as_test(MemoryBesideMemory, settings=SETTINGS)
+
+
+def test_the_machine_finds_a_store_that_does_something_else() -> None:
+    # Generating is what is shown here; making the example it finds the smallest one would take minutes.
+    only_find = settings(SETTINGS, max_examples=100, database=None, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(AssertionError, match=r"the stores differ at \$.*max_attempts"):
+        run_state_machine_as_test(MemoryBesideAnotherMemory, settings=only_find)
 
 
 @pytest.mark.postgres

@@ -86,9 +86,7 @@ async def filled(url: str) -> None:
     await run(url, "CREATE TABLE colour (name text); INSERT INTO colour VALUES ('red')")
 
 
-async def test_a_database_is_created_used_and_dropped(
-    server: PostgresServer, name: str
-) -> None:  # TPL-01, TPL-05
+async def test_a_database_is_created_used_and_dropped(server: PostgresServer, name: str) -> None:  # TPL-01, TPL-05
     assert not await server.database_exists(name)
     await server.create_database(name)
     assert await server.database_exists(name)
@@ -106,9 +104,7 @@ async def test_a_taken_name_is_refused(server: PostgresServer, name: str) -> Non
 
 async def test_of_many_who_create_the_same_one_succeeds(server: PostgresServer, name: str) -> None:
     outcomes = await asyncio.gather(*(server.create_database(name) for _ in range(4)), return_exceptions=True)
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["DatabaseAlreadyExists"] * 3 + [
-        "NoneType"
-    ]
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["DatabaseAlreadyExists"] * 3 + ["NoneType"]
 
 
 async def test_dropping_a_missing_one_is_refused(server: PostgresServer, name: str) -> None:  # TPL-03
@@ -116,9 +112,7 @@ async def test_dropping_a_missing_one_is_refused(server: PostgresServer, name: s
         await server.drop_database(name)
 
 
-async def test_dropping_one_in_use_is_refused_and_names_the_user(
-    server: PostgresServer, name: str
-) -> None:  # TPL-04
+async def test_dropping_one_in_use_is_refused_and_names_the_user(server: PostgresServer, name: str) -> None:  # TPL-04
     await server.create_database(name)
     settings = {"application_name": "somebody"}
     async with connected(server.url_for(name), server_settings=settings) as connection:
@@ -129,9 +123,7 @@ async def test_dropping_one_in_use_is_refused_and_names_the_user(
 
 
 @pytest.mark.parametrize("bad", ["", "a\0b", "x" * 64, "ü" * 32, "\ud800", None, 7])
-async def test_names_that_cannot_be_are_refused_everywhere(
-    server: PostgresServer, bad: Any
-) -> None:  # TPL-06
+async def test_names_that_cannot_be_are_refused_everywhere(server: PostgresServer, bad: Any) -> None:  # TPL-06
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: server.create_database(bad),
         lambda: server.drop_database(bad),
@@ -168,9 +160,7 @@ async def test_odd_names_are_taken_as_they_are(server: PostgresServer, odd: str)
     assert odd not in await databases(server)
 
 
-async def test_a_copy_has_schema_and_data_and_is_independent(
-    server: PostgresServer, name: str
-) -> None:  # TPL-09
+async def test_a_copy_has_schema_and_data_and_is_independent(server: PostgresServer, name: str) -> None:  # TPL-09
     await server.ensure_template_exists(f"{name}_t", filled)
     async with (
         server.temporary_database_from_template(f"{name}_t") as first,
@@ -207,9 +197,7 @@ async def test_set_up_runs_once(server: PostgresServer, name: str) -> None:  # T
     assert len(urls) == 1
 
 
-async def test_set_up_may_be_a_plain_function_with_a_loop_of_its_own(
-    server: PostgresServer, name: str
-) -> None:
+async def test_set_up_may_be_a_plain_function_with_a_loop_of_its_own(server: PostgresServer, name: str) -> None:
     await server.ensure_template_exists(name, lambda url: asyncio.run(filled(url)))
     async with server.temporary_database_from_template(name) as database:
         assert await value(database.url, "SELECT name FROM colour") == "red"

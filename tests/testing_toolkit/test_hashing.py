@@ -61,9 +61,7 @@ def test_every_change_of_a_file_changes_it(tree: Path, change: Callable[[Path], 
     assert hash_directory(tree) != before
 
 
-@pytest.mark.parametrize(
-    "name", ["__pycache__/a.cpython-311.pyc", "sub/__pycache__/x", ".git/HEAD", "a.sql~"]
-)
+@pytest.mark.parametrize("name", ["__pycache__/a.cpython-311.pyc", "sub/__pycache__/x", ".git/HEAD", "a.sql~"])
 def test_what_tools_leave_behind_does_not_count(tree: Path, name: str) -> None:
     before = hash_directory(tree)
     (tree / name).parent.mkdir(exist_ok=True)
@@ -78,9 +76,7 @@ def test_path_and_content_do_not_run_together(tmp_path: Path) -> None:
     assert hash_directory(first) != hash_directory(second)
 
 
-@given(
-    st.lists(st.dictionaries(st.sampled_from("abcd"), st.text("xy1:", max_size=3)), min_size=2, max_size=4)
-)
+@given(st.lists(st.dictionaries(st.sampled_from("abcd"), st.text("xy1:", max_size=3)), min_size=2, max_size=4))
 def test_different_trees_have_different_hashes(
     tmp_path_factory: pytest.TempPathFactory, trees: list[dict[str, str]]
 ) -> None:
@@ -118,9 +114,7 @@ def test_a_symlink_is_its_targets_text_and_is_not_followed(tree: Path, tmp_path:
 
 
 def test_salt_counts_and_is_not_one_text(tree: Path) -> None:
-    hashes = {
-        hash_directory(tree, salt=salt) for salt in ((), ("a",), ("a", "b"), ("b", "a"), ("ab",), ("",))
-    }
+    hashes = {hash_directory(tree, salt=salt) for salt in ((), ("a",), ("a", "b"), ("b", "a"), ("ab",), ("",))}
     assert len(hashes) == 6
     with pytest.raises(TypeError):
         hash_directory(tree, salt="ab")
@@ -139,9 +133,7 @@ def test_salt_counts_and_is_not_one_text(tree: Path) -> None:
         ({"exclude": ("sub/?.[!t]*",)}, {"a.sql", "sub/c.txt", "sub/deep/d.sql"}),
     ],
 )
-def test_include_and_exclude_choose_files(
-    tree: Path, options: dict[str, tuple[str, ...]], counted: set[str]
-) -> None:
+def test_include_and_exclude_choose_files(tree: Path, options: dict[str, tuple[str, ...]], counted: set[str]) -> None:
     write(tree, sub__c_dot_txt="three", sub__deep__d_dot_sql="four")
     before = hash_directory(tree, **options)
     for path in ("a.sql", "sub/b.sql", "sub/c.txt", "sub/deep/d.sql"):
@@ -197,9 +189,7 @@ def test_a_migration_hash_leaves_the_template_of_scripts_out(environment: Path) 
     assert migration_hash(environment / "alembic.ini") == before
 
 
-def test_a_migration_hash_takes_a_config_and_does_not_depend_on_the_place(
-    environment: Path, tmp_path: Path
-) -> None:
+def test_a_migration_hash_takes_a_config_and_does_not_depend_on_the_place(environment: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(environment, tmp_path / "copy")
     found = migration_hash(str(environment / "alembic.ini"))
     assert found == migration_hash(Config(str(environment / "alembic.ini")))

@@ -26,9 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIT = 30.0
 TMPFS = Path("/dev/shm")
 
-needs_wheel = pytest.mark.skipif(
-    not wheel_installations(), reason="SKIP-TEST-CLUSTER: the wheel is not installed"
-)
+needs_wheel = pytest.mark.skipif(not wheel_installations(), reason="SKIP-TEST-CLUSTER: the wheel is not installed")
 pytestmark = [pytest.mark.postgres, needs_wheel]
 
 SHARING = """
@@ -63,9 +61,7 @@ def start_sharing() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started = []
 
     def start(**environment: str) -> subprocess.Popen[str]:
-        clean = {
-            name: value for name, value in os.environ.items() if not name.startswith(("CASCADE_", "PYTEST_"))
-        }
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CASCADE_", "PYTEST_"))}
         process = subprocess.Popen(
             [sys.executable, "-c", SHARING],
             stdin=subprocess.PIPE,
@@ -231,9 +227,7 @@ def test_test_runs_do_not_share(start_sharing: Any) -> None:
 
 
 def test_the_environment_chooses_the_server(start_sharing: Any) -> None:
-    assert fetch(first_line(start_sharing(CASCADE_TEST_POSTGRES="16")), "SHOW server_version").startswith(
-        "16."
-    )
+    assert fetch(first_line(start_sharing(CASCADE_TEST_POSTGRES="16")), "SHOW server_version").startswith("16.")
     with PostgresServer.embedded() as server:
         process = start_sharing(CASCADE_TEST_URL=server.url)
         assert first_line(process) == server.url
@@ -283,9 +277,7 @@ async def test_one(empty_database_url):
 def run_pytest(directory: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (directory / "conftest.py").write_text("from tests.conftest import *\n")
     (directory / "test_nested.py").write_text(NESTED_TEST)
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("CASCADE_", "PYTEST_"))
-    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CASCADE_", "PYTEST_"))}
     return subprocess.run(
         [
             sys.executable,

@@ -56,10 +56,10 @@ from cascade_state.postgres.tables import (
 __all__ = [
     "DIAGNOSE",
     "DIAGNOSE_NEW",
-    "FREE_KEY",
     "FIND_BY_BUSINESS_KEY",
     "FIND_MANY",
     "FIND_ONE",
+    "FREE_KEY",
     "HISTORY",
     "IDENTITY_COLUMNS",
     "RELEASE",

@@ -115,11 +115,19 @@ def _locked_keys(*, patient: bool) -> CTE:
     if patient:
         return (
             select(given, func.pg_advisory_xact_lock(given.c.lock_key).label("locked"))
+            .where(_has_new_snapshot())
             .order_by(given.c.lock_key)
             .cte("keys")
         )
-    tried = select(given, func.pg_try_advisory_xact_lock(given.c.lock_key).label("locked")).cte("tried")
+    locked = func.pg_try_advisory_xact_lock(given.c.lock_key).label("locked")
+    tried = select(given, locked).where(_has_new_snapshot()).cte("tried")
     return select(tried).where(tried.c.locked).cte("keys")
+
+
+def _has_new_snapshot() -> ColumnElement[bool]:
+    """Whether this statement sees what was committed until it began; from REPEATABLE READ on it does not."""
+    isolation = func.current_setting("transaction_isolation", type_=TEXT)
+    return and_(isolation != "repeatable read", isolation != "serializable")
 
 
 def _live_events(keys: CTE) -> CTE:

@@ -1,7 +1,7 @@
 """The contract suite: one class per area, one rule per test; subclass them with a `store` fixture to test a back end.
 
-`StoreContract` (in `base`) says which fixtures a back end gives. `every_contract()` yields all classes, for those who want
-none forgotten. Importing this package needs pytest, pytest-asyncio and Hypothesis, and imports no back end.
+`StoreContract` (in `base`) says which fixtures a back end gives. `every_contract()` yields all classes, for those who
+want none forgotten. Importing this package needs pytest, pytest-asyncio and Hypothesis, and imports no back end.
 """
 
 from __future__ import annotations

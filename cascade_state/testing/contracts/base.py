@@ -8,9 +8,9 @@ A back end is tested by subclassing each contract class with a `store` fixture:
             async with open_store("memory://some-unique-name", clock=clock) as store:
                 yield store
 
-`store` is open, migrated and empty, and takes its time from `clock`. The other fixtures have defaults that a back end may
-replace: `open_store_again` opens a further store on the same data (by default with the class of `store`, its `url` and its
-options), `other_store` is one such store, and `observer` sees what a test cannot see through the contract.
+`store` is open, migrated and empty, and takes its time from `clock`. The other fixtures have defaults that a back end
+may replace: `open_store_again` opens a further store on the same data (by default with the class of `store`, its `url`
+and its options), `other_store` is one such store, and `observer` sees what a test cannot see through the contract.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class StoreContract:
     async def cancelled_at_every_await(self, operation: Callable[[], Coroutine[Any, Any, Any]], check: Check) -> int:
         """Runs `operation` again and again, cancelling it at its first await, its second, … until one runs to its end.
 
-        After each run `check(completed)` looks at what is left. Each await is cancelled twice: when the task has just begun
-        to wait, and when what it waits for has happened but the task does not know yet (where results get lost). Returns
-        how many cancellations there were.
+        After each run `check(completed)` looks at what is left. Each await is cancelled twice: when the task has just
+        begun to wait, and when what it waits for has happened but the task does not know yet (where results get lost).
+        Returns how many cancellations there were.
         """
         cancellations = 0
         for late in (False, True):

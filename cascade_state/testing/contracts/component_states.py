@@ -9,6 +9,7 @@ import pytest
 from cascade_state.abc import Store
 from cascade_state.errors import ComponentStateNotFound, FlowInstanceNotFound, InvalidArgument, VersionConflict
 from cascade_state.ids import new_flow_instance_id
+from cascade_state.model.component_states import ComponentState
 from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
 from cascade_state.testing.contracts.base import LEASE, StoreContract
@@ -189,7 +190,8 @@ class ComponentStatesContract(StoreContract):
         whole = await store.component_states.list_for_instance(flow.flow_instance_id)
         assert [state.step_id for state in whole] == sorted(steps)
         assert whole.next_cursor is None
-        listed, cursor = [], None
+        listed: list[ComponentState] = []
+        cursor: str | None = None
         while True:
             page = await store.component_states.list_for_instance(flow.flow_instance_id, limit=2, cursor=cursor)
             listed.extend(page)

@@ -1,4 +1,4 @@
-"""Our rows inside the caller's own transaction, and the caller's SQL inside ours (C-04); for back ends that have SQL."""
+"""Our rows inside the caller's own transaction, and the caller's SQL inside ours (C-04), where there is SQL."""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ class ExportingContract(StoreContract):
         root = root.suspend_for_event("sign", "box-1").suspend_for_timer("remind", after=LEASE)
         root = await store.advance(root, put_states={"charge": {"a": 1}, "ship": None}, events=[NewEvent("noted", [1])])
         await store.component_states.put(root.flow_instance_id, "short", 1, expires_at=clock.now() + LEASE)
-        await store.timers.schedule(root.flow_instance_id, "audit", due_at=clock.now(), payload={"p": 1}, max_attempts=7)
+        await store.timers.schedule(
+            root.flow_instance_id, "audit", due_at=clock.now(), payload={"p": 1}, max_attempts=7
+        )
         await store.timers.claim_due("worker-1", lease_duration=LEASE)
         await store.correlations.publish("box-1", {"signed": True}, event_id="evt-1")
         child = await store.advance(root.child(definition, business_key="order-1-a").start())
@@ -104,9 +106,7 @@ class ExportingContract(StoreContract):
         assert state.version == 2
         assert (await store.advance(flow.fail("enough"))).is_terminal
 
-    async def test_the_definition_comes_along(
-        self, store: Store, clock: FrozenClock
-    ) -> None:
+    async def test_the_definition_comes_along(self, store: Store, clock: FrozenClock) -> None:
         flows = await self._family(store, clock)
         definition = await store.flow_definitions.get(flows[0].flow_id)
         document = await store.flow_instances.export(flows[0].flow_instance_id)

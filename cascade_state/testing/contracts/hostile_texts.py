@@ -46,7 +46,7 @@ class HostileTextsContract(StoreContract):
             "a ",
             " a",
             "a\u200b",
-            "а",
+            "\u0430",
         ]  # the last is Cyrillic
         definition = await factories.deploy_flow_definition(store)
         flows = {text: await factories.add_flow(store, definition, business_key=text) for text in texts}

@@ -11,7 +11,7 @@ import pytest
 
 from cascade_state.abc import Store
 from cascade_state.errors import InvalidArgument, SerializationError
-from cascade_state.model.events import NewEvent
+from cascade_state.model.events import FlowEvent, NewEvent
 from cascade_state.model.filters import FlowInstanceFilter
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import FlowStatus
@@ -53,7 +53,9 @@ class ListingContract(StoreContract):
         first = [await factories.add_flow(store, definition) for _ in range(6)]
         clock.set(later + _SECOND)
         third = [await factories.add_flow(store, definition) for _ in range(2)]
-        expected = [flow for group in (first, second, third) for flow in sorted(group, key=lambda item: item.flow_instance_id)]
+        expected = [
+            flow for group in (first, second, third) for flow in sorted(group, key=lambda item: item.flow_instance_id)
+        ]
         page = await store.flow_instances.list_page()
         assert list(page.items) == expected
         assert (page.next_cursor, page.undecodable) == (None, ())
@@ -165,7 +167,9 @@ class ListingContract(StoreContract):
             assert set(_ids(page.items)) == set(_ids(expected)), chosen
             assert {flow.version for flow in page.items} == {flow.version for flow in expected}, chosen
             assert await store.flow_instances.count(chosen) == len(expected), chosen
-            assert [flow async for flow in store.flow_instances.iterate(chosen, page_size=1)] == list(page.items), chosen
+            assert [flow async for flow in store.flow_instances.iterate(chosen, page_size=1)] == list(page.items), (
+                chosen
+            )
 
     @rule("C-26")
     @pytest.mark.parametrize("what", ["created", "updated", "completed"])
@@ -261,7 +265,9 @@ class ListingContract(StoreContract):
         assert (_ids(first.items), len(first.undecodable)) == (_ids(flows[:1]), 1)
         rest = await store.flow_instances.list_page(limit=2, cursor=first.next_cursor)
         assert (_ids(rest.items), rest.next_cursor) == (_ids(flows[2:]), None)
-        alone = await store.flow_instances.list_page(limit=1, cursor=(await store.flow_instances.list_page(limit=1)).next_cursor)
+        alone = await store.flow_instances.list_page(
+            limit=1, cursor=(await store.flow_instances.list_page(limit=1)).next_cursor
+        )
         assert (alone.items, len(alone.undecodable)) == ((), 1)
         assert alone.next_cursor is not None
         with caplog.at_level(logging.WARNING, logger="cascade_state"):
@@ -305,7 +311,7 @@ class ListingContract(StoreContract):
         assert {event.flow_instance_id for event in whole} == {flow.flow_instance_id}
         assert [event.payload["number"] for event in whole if event.event_type == "noted"] == list(range(10))
         assert len(await store.flow_instances.history(other.flow_instance_id)) == 2
-        listed = []
+        listed: list[FlowEvent] = []
         cursor: str | None = None
         while len(listed) < 22:
             page = await store.flow_instances.history(flow.flow_instance_id, limit=7, cursor=cursor)
@@ -320,7 +326,9 @@ class ListingContract(StoreContract):
     @rule("C-26")
     async def test_history_tells_each_transition(self, store: Store) -> None:
         flow = await factories.add_flow(store)
-        flow = await store.advance(flow.complete_step("charge").fail_step("pack", "x").suspend_for_timer("ship", after=LEASE))
+        flow = await store.advance(
+            flow.complete_step("charge").fail_step("pack", "x").suspend_for_timer("ship", after=LEASE)
+        )
         flow = await store.advance(flow.suspend_for_event("ship", "parcel-77").resume())
         await store.advance(flow.complete())
         cancelled = await store.advance((await factories.add_flow(store)).cancel("no stock"))

@@ -23,8 +23,8 @@ Read = Callable[[Store], Awaitable[Any]]
 class Place:
     """Where a document is stored.
 
-    `write(store, document)` stores it and returns the document as the call returned it (None where the call returns no such
-    thing), with a function that reads it from a store. `argument` and `prefix` are how a refusal names it.
+    `write(store, document)` stores it and returns the document as the call returned it (None where the call returns no
+    such thing), with a function that reads it from a store. `argument` and `prefix` are how a refusal names it.
     """
 
     write: Callable[[Store, Any], Awaitable[tuple[Any, Read]]]

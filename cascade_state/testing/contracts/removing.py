@@ -92,9 +92,7 @@ class RemovingContract(StoreContract):
         definition = await store.flow_definitions.get(flow.flow_id)
         async with store.begin() as uow:
             await uow.flow_instances.remove(flow.flow_instance_id)
-            again = factories.flow_instance(
-                definition, business_key="order-1", flow_instance_id=flow.flow_instance_id
-            )
+            again = factories.flow_instance(definition, business_key="order-1", flow_instance_id=flow.flow_instance_id)
             stored = await uow.advance(again.start().suspend_for_event("ship", "parcel-77"))
         assert await store.flow_instances.get(flow.flow_instance_id) == stored
         assert (stored.version, stored.step_results) == (1, {})

@@ -8,44 +8,35 @@ Subclass it with `open_stores`, and run its `TestCase`:
 
     TestSideBySide = SideBySide.TestCase
 
-Both stores must be empty and take their time from `clock`. Whatever Hypothesis chooses goes to both: flows have the same ids,
-timers come from idempotency keys, events bring their ids. Results and errors must be equal, tokens and feed positions apart.
+Both stores must be empty and take their time from `clock`. Whatever Hypothesis chooses goes to both: flows have the
+same ids, timers come from idempotency keys, events bring their ids. Results and errors must be equal, tokens and feed
+positions apart.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 from uuid import UUID
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from cascade_state.abc import Store, UnitOfWork
-from cascade_state.errors import CascadeStateError, InvalidTransition
+from cascade_state.errors import InvalidTransition
 from cascade_state.model.events import NewEvent
 from cascade_state.model.filters import FlowInstanceFilter
-from cascade_state.model.flow_definitions import FlowDefinition
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.testing import factories
-from cascade_state.testing.clock import FrozenClock
-from cascade_state.testing.contracts.comparing import difference
+from cascade_state.testing.contracts.side_by_side import Operation, SideBySide, Target
 
 __all__ = ["SideBySideMachine"]
 
-T = TypeVar("T")
-Target: TypeAlias = Store | UnitOfWork
-Operation: TypeAlias = Callable[[Any, int], Awaitable[T]]
-Pair: TypeAlias = tuple[T, T]
-
 _LEASE = timedelta(seconds=30)
-_PATIENCE = 30.0  # seconds of real time for one operation on both stores
 
 _NUMBERS = st.integers(0, 30)  # which of the things made so far, modulo how many there are
 _FLOW_IDS = st.sampled_from(["order", "invoice"])
@@ -75,89 +66,8 @@ _TRANSITIONS: dict[str, Callable[[FlowInstance, Any], FlowInstance]] = {
 _STEPS_TAKEN = st.lists(st.tuples(st.sampled_from(sorted(_TRANSITIONS)), st.sampled_from([0, 1, 31])), max_size=4)
 
 
-class SideBySideMachine(RuleBasedStateMachine):
+class SideBySideMachine(SideBySide):
     """Drives two stores side by side under one clock."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = FrozenClock()
-        self.flows: dict[UUID, Pair[FlowInstance]] = {}  # as last returned
-        self.stale: list[Pair[FlowInstance]] = []
-        self.definitions: list[FlowDefinition] = []
-        self.timers: list[UUID] = []
-        self.held: dict[str, list[Pair[Any]]] = {"flow_instances": [], "timers": [], "correlations": []}
-        self.units: Pair[UnitOfWork] | None = None
-        self._runner = asyncio.Runner()
-        self._scope = AsyncExitStack()
-        self._unit_scope = AsyncExitStack()
-        self.stores: Pair[Store] = self._run(self._entered())
-
-    def open_stores(self, clock: FrozenClock) -> Pair[AbstractAsyncContextManager[Store]]:
-        """Returns the two stores, to be entered: both empty, both with this clock and `max_attempts=3`."""
-        raise NotImplementedError
-
-    def teardown(self) -> None:
-        """Compares the stores one last time and closes them."""
-        try:
-            if self.units is not None:
-                self._run(self._leave(commit=True))
-            self._compare_all()
-        finally:
-            self._run(self._close())
-            self._runner.close()
-
-    async def _entered(self) -> Pair[Store]:
-        one, another = self.open_stores(self.clock)
-        return await self._scope.enter_async_context(one), await self._scope.enter_async_context(another)
-
-    async def _close(self) -> None:
-        await self._unit_scope.aclose()
-        await self._scope.aclose()
-
-    # Doing the same to both
-
-    def _run(self, work: Awaitable[T]) -> T:
-        async def within() -> T:
-            async with asyncio.timeout(_PATIENCE):
-                return await work
-
-        return self._runner.run(within())
-
-    def both(self, operation: Operation[T], *, outside: bool = False) -> Pair[T] | None:
-        """Does `operation(target, side)` to both; returns both results, or None when both raised the same error.
-
-        Args:
-            outside: On the stores themselves, even while a unit of work is open.
-        """
-        targets = self.stores if self.units is None or outside else self.units
-        one, another = (self._run(_outcome(operation, target, side)) for side, target in enumerate(targets))
-        found = difference(one, another)
-        assert found is None, f"the stores differ at {found}"
-        if isinstance(one, BaseException):
-            return None
-        return one, another
-
-    def _flow(self, number: int) -> Pair[FlowInstance]:
-        return tuple(self.flows.values())[number % len(self.flows)]
-
-    def _flow_id(self, number: int) -> UUID:
-        return self._flow(number)[0].flow_instance_id
-
-    def _remember(self, results: Pair[FlowInstance] | None) -> None:
-        if results is not None:
-            earlier = self.flows.get(results[0].flow_instance_id)
-            if earlier is not None:
-                self.stale.append(earlier)
-            self.flows[results[0].flow_instance_id] = results
-
-    def _remember_held(self, repository: str, results: Pair[Sequence[Any]] | None) -> None:
-        if results is not None:
-            self.held[repository].extend(zip(*results, strict=True))
-
-    def _some_held(self, repository: str, numbers: Iterable[int]) -> list[Pair[Any]]:
-        """Returns some of what was claimed, number 0 being the latest."""
-        held = self.held[repository]
-        return [held[-1 - number % len(held)] for number in dict.fromkeys(numbers)] if held else []
 
     # Time and transactions
 
@@ -168,7 +78,7 @@ class SideBySideMachine(RuleBasedStateMachine):
             self.change_definitions(flow_id, "A", "deploy", None)
         for key in keys:
             waiting = factories.running_flow(self.definitions[0]).suspend_for_event("ship", key)
-            self._remember(self.both(lambda on, side, waiting=waiting: on.advance(waiting)))  # type: ignore[misc]
+            self.remember(self.both(lambda on, side, waiting=waiting: on.advance(waiting)))  # type: ignore[misc]
 
     @rule(duration=_SECONDS)
     def time_passes(self, duration: timedelta) -> None:
@@ -177,24 +87,12 @@ class SideBySideMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.units is None)
     @rule()
     def begin(self) -> None:
-        async def enter() -> Pair[UnitOfWork]:
-            one, another = (store.begin() for store in self.stores)
-            return await self._unit_scope.enter_async_context(one), await self._unit_scope.enter_async_context(another)
-
-        self.units = self._run(enter())
+        self.run(self.enter())
 
     @precondition(lambda self: self.units is not None)
     @rule(commit=st.sampled_from([True, True, False]))
     def end(self, commit: bool) -> None:
-        self._run(self._leave(commit=commit))
-
-    async def _leave(self, *, commit: bool) -> None:
-        assert self.units is not None
-        if not commit:
-            for uow in self.units:
-                await uow.rollback()
-        await self._unit_scope.aclose()
-        self.units = None
+        self.run(self.leave(commit=commit))
 
     # Definitions
 
@@ -220,9 +118,9 @@ class SideBySideMachine(RuleBasedStateMachine):
         self, number: int, business_key: str | None, steps: list[tuple[str, int]], document: Any, is_child: bool
     ) -> None:
         definition = self.definitions[-1 - number % 2]
-        make = self._flow(number)[0].child if is_child and self.flows else partial(FlowInstance.create)
+        make = self.flow(number)[0].child if is_child and self.flows else partial(FlowInstance.create)
         flow = _stepped(make(definition, business_key=business_key, trigger_data=document).start(), steps)
-        self._remember(self.both(lambda on, side: on.flow_instances.add(flow)))
+        self.remember(self.both(lambda on, side: on.flow_instances.add(flow)))
 
     @rule(keys=st.lists(_BUSINESS_KEYS, max_size=3))
     def add_many(self, keys: list[str | None]) -> None:
@@ -231,7 +129,7 @@ class SideBySideMachine(RuleBasedStateMachine):
         assert results is not None
         for one, another in zip(*results, strict=True):
             if one.instance is not None:
-                self._remember((one.instance, another.instance))
+                self.remember((one.instance, another.instance))
 
     @precondition(lambda self: self.flows)
     @rule(
@@ -253,15 +151,15 @@ class SideBySideMachine(RuleBasedStateMachine):
         under_lease: bool,
         is_stale: bool,
     ) -> None:
-        pair = self.stale[number % len(self.stale)] if is_stale and self.stale else self._flow(number)
+        pair = self.stale[number % len(self.stale)] if is_stale and self.stale else self.flow(number)
         flow = _stepped(pair[0], steps)  # one step for both: a timer that is made in it has one id
-        completes = [*self._some_held("timers", numbers), *self._some_held("correlations", numbers)]
+        completes = [*self.some_held("timers", numbers), *self.some_held("correlations", numbers)]
         extras = {
             "put_states": {step: state for step, state in states.items() if step not in removed},
             "remove_states": removed,
             "events": [NewEvent("noted", {"steps": len(steps)})],
         }
-        self._remember(
+        self.remember(
             self.both(
                 lambda on, side: on.advance(
                     flow,
@@ -280,21 +178,21 @@ class SideBySideMachine(RuleBasedStateMachine):
     )
     def work_off(self, repository: str, number: int, ends: bool) -> None:
         """What a worker does: reads the flow of what it claimed, and advances it."""
-        for item in self._some_held(repository, [number % 2]):
+        for item in self.some_held(repository, [number % 2]):
             flows = self.both(lambda on, side: on.flow_instances.get(item[0].flow_instance_id))  # noqa: B023 - called at once
             if flows is not None:
                 flow = _stepped(flows[0], [("resume", 0), ("complete_step", 0), ("complete" if ends else "wait", 0)])
-                self._remember(self.both(lambda on, side: on.advance(flow, completes=[item[side]])))  # noqa: B023 - as above
+                self.remember(self.both(lambda on, side: on.advance(flow, completes=[item[side]])))  # noqa: B023 - as above
 
     @precondition(lambda self: self.flows)
     @rule(number=_NUMBERS)
     def read_again(self, number: int) -> None:
-        self._remember(self.both(lambda on, side: on.flow_instances.get(self._flow_id(number))))
+        self.remember(self.both(lambda on, side: on.flow_instances.get(self.flow_id(number))))
 
     @precondition(lambda self: self.flows)
     @rule(number=_NUMBERS, what=st.sampled_from(["remove", "purge", "dry purge", "move", "move"]), limit=_LIMITS)
     def remove(self, number: int, what: str, limit: int) -> None:
-        identity, now = self._flow_id(number), self.clock.now()
+        identity, now = self.flow_id(number), self.clock.now()
         if what == "remove":
             self.both(lambda on, side: on.flow_instances.remove(identity))
         elif what == "move":
@@ -310,7 +208,7 @@ class SideBySideMachine(RuleBasedStateMachine):
         for flow in documents[0]["flows"]:
             exported = UUID(flow["instance"]["flow_instance_id"])
             self.both(lambda on, side, exported=exported: on.flow_instances.remove(exported))  # type: ignore[misc]
-        self._remember(self.both(lambda on, side: on.flow_instances.import_(documents[1 - side])))
+        self.remember(self.both(lambda on, side: on.flow_instances.import_(documents[1 - side])))
 
     # Component states
 
@@ -333,7 +231,7 @@ class SideBySideMachine(RuleBasedStateMachine):
         removes: bool,
     ) -> None:
         expires_at = None if expires is None else self.clock.now() + expires
-        key = (self._flow_id(number), step_id)
+        key = (self.flow_id(number), step_id)
         if removes:
             self.both(lambda on, side: on.component_states.remove(*key))
             return
@@ -343,9 +241,11 @@ class SideBySideMachine(RuleBasedStateMachine):
     # Timers
 
     @precondition(lambda self: self.flows)
-    @rule(number=_NUMBERS, step_id=_STEPS, after=_SECONDS, key=st.sampled_from("xyz"), attempts=st.sampled_from([None, 1]))
+    @rule(
+        number=_NUMBERS, step_id=_STEPS, after=_SECONDS, key=st.sampled_from("xyz"), attempts=st.sampled_from([None, 1])
+    )
     def schedule(self, number: int, step_id: str, after: timedelta, key: str, attempts: int | None) -> None:
-        identity = self._flow_id(number)
+        identity = self.flow_id(number)
         timers = self.both(
             lambda on, side: on.timers.schedule(
                 identity, step_id, after=after, idempotency_key=key, payload={"key": key}, max_attempts=attempts
@@ -380,16 +280,16 @@ class SideBySideMachine(RuleBasedStateMachine):
     @rule(number=_NUMBERS, key=_KEYS, step_id=_STEPS, expires=_EXPIRIES)
     def wait(self, number: int, key: str, step_id: str, expires: timedelta | None) -> None:
         expires_at = None if expires is None else self.clock.now() + expires
-        flow = self._flow(number)[0]
+        flow = self.flow(number)[0]
         with suppress(InvalidTransition):
             waiting = flow.suspend_for_event(step_id, key, expires_at=expires_at)
-            self._remember(self.both(lambda on, side: on.advance(waiting)))
+            self.remember(self.both(lambda on, side: on.advance(waiting)))
 
     @precondition(lambda self: self.flows)
     @rule(number=_NUMBERS, step_id=_STEPS, republishes=st.booleans())
     def tidy_up(self, number: int, step_id: str, republishes: bool) -> None:
         if not republishes:
-            self.both(lambda on, side: on.correlations.cancel(self._flow_id(number), step_id))
+            self.both(lambda on, side: on.correlations.cancel(self.flow_id(number), step_id))
             return
         letters = self.both(lambda on, side: on.correlations.list_dead_letters())
         assert letters is not None
@@ -404,10 +304,10 @@ class SideBySideMachine(RuleBasedStateMachine):
         claimed = self.both(
             lambda on, side: getattr(getattr(on, repository), method)(holder, limit=limit, lease_duration=_LEASE)
         )
-        self._remember_held(repository, claimed)
+        self.remember_held(repository, claimed)
         if claimed is not None and repository == "flow_instances":
             for pair in zip(*claimed, strict=True):
-                self._remember(pair)
+                self.remember(pair)
 
     @precondition(lambda self: any(self.held.values()))
     @rule(
@@ -416,7 +316,7 @@ class SideBySideMachine(RuleBasedStateMachine):
         numbers=st.lists(_NUMBERS, min_size=1, max_size=3),
     )
     def use_leases(self, repository: str, what: str, numbers: list[int]) -> None:
-        items = self._some_held(repository, numbers)
+        items = self.some_held(repository, numbers)
         if what == "complete" and repository == "flow_instances":
             return
         options = [_LEASE] if what == "renew" else []
@@ -424,13 +324,17 @@ class SideBySideMachine(RuleBasedStateMachine):
             lambda on, side: getattr(getattr(on, repository), what)([item[side] for item in items], *options)
         )
         if what == "renew":
-            self._remember_held(repository, renewed)
+            self.remember_held(repository, renewed)
 
     @precondition(lambda self: self.held["timers"] or self.held["correlations"])
-    @rule(repository=st.sampled_from(["timers", "correlations"]), gives_up=st.booleans(), number=_NUMBERS, after=_SECONDS)
+    @rule(
+        repository=st.sampled_from(["timers", "correlations"]), gives_up=st.booleans(), number=_NUMBERS, after=_SECONDS
+    )
     def fail_work(self, repository: str, gives_up: bool, number: int, after: timedelta) -> None:
-        method, options = ("give_up", {"reason": "enough"}) if gives_up else ("retry", {"after": after, "error": "late"})
-        for item in self._some_held(repository, [number % 2]):
+        method, options = (
+            ("give_up", {"reason": "enough"}) if gives_up else ("retry", {"after": after, "error": "late"})
+        )
+        for item in self.some_held(repository, [number % 2]):
             self.both(lambda on, side: getattr(getattr(on, repository), method)(item[side], **options))  # noqa: B023 - called at once
 
     # Looking
@@ -447,16 +351,18 @@ class SideBySideMachine(RuleBasedStateMachine):
         )
         self.both(lambda on, side: on.flow_instances.list_page(chosen, limit=2), outside=outside)
         self.both(lambda on, side: on.flow_instances.count(chosen), outside=outside)
-        self._compare_all(outside=outside)
+        self.compare_all(outside=outside)
 
     async def _next_due_at(self, on: Target, side: int) -> datetime | None:
         found = await on.timers.next_due_at()
         return None if found is None else max(found, self.clock.now())  # what is due is due, since whenever
 
-    def _compare_all(self, *, outside: bool = False) -> None:
+    def compare_all(self, *, outside: bool = False) -> None:
         looks: list[Operation[Any]] = [
             lambda on, side: on.flow_instances.list_page(limit=1000),
             lambda on, side: on.flow_definitions.list_latest(),
+            lambda on, side: on.flow_definitions.list_versions("order"),
+            lambda on, side: on.flow_definitions.list_versions("invoice"),
             lambda on, side: on.correlations.list_dead_letters(),
             lambda on, side: on.timers.list_dead(),
             self._next_due_at,
@@ -464,8 +370,6 @@ class SideBySideMachine(RuleBasedStateMachine):
         for key in ("parcel-1", "parcel-2"):
             looks.append(lambda on, side, key=key: on.correlations.list_waiting(key))  # type: ignore[misc]
             looks.append(lambda on, side, key=key: on.flow_instances.find_by_correlation(key))  # type: ignore[misc]
-        for flow_id in ("order", "invoice"):
-            looks.append(lambda on, side, flow_id=flow_id: on.flow_definitions.list_versions(flow_id))  # type: ignore[misc]
         for identity in self.flows:
             looks.append(lambda on, side, flow=identity: on.timers.list_for_instance(flow))  # type: ignore[misc]
             looks.append(lambda on, side, flow=identity: on.component_states.list_for_instance(flow))  # type: ignore[misc]
@@ -474,13 +378,6 @@ class SideBySideMachine(RuleBasedStateMachine):
             looks.append(lambda on, side: on.statistics())
         for look in looks:
             self.both(look, outside=outside)
-
-
-async def _outcome(operation: Operation[Any], target: Target, side: int) -> Any:
-    try:
-        return await operation(target, side)
-    except CascadeStateError as error:
-        return error
 
 
 async def _exported(target: Target, flow_instance_id: UUID) -> dict[str, Any]:

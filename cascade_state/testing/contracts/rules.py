@@ -1,7 +1,7 @@
 """How a contract test says which rule it proves, and what it needs of a back end.
 
-Plain attributes of the test function rather than pytest markers, so that a project that subclasses the contract needs no
-configuration for them.
+Plain attributes of the test function rather than pytest markers, so that a project that subclasses the contract needs
+no configuration for them.
 """
 
 from __future__ import annotations

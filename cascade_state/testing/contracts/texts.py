@@ -1,7 +1,7 @@
 """Every text argument of the public face: how a text is used there, as data that is stored and found.
 
-`TEXT_USES` groups the arguments that one story covers. `text_arguments()` reads the public face itself, so that a new argument
-cannot be forgotten.
+`TEXT_USES` groups the arguments that one story covers. `text_arguments()` reads the public face itself, so that a new
+argument cannot be forgotten.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HOSTILE_TEXTS: Mapping[str, str] = {
     "lines": "one\r\ntwo\tthree\x0b\x0c",
     "only a space": " ",
     "spaces around": "  a  ",
-    "four bytes": "💣𝕊",
+    "four bytes": "💣\U0001d54a",
     "joined": "👩‍👩‍👧‍👦🏳️‍🌈",
     "right to left": "\u202eabc\u202c \u200f שלום",
     "zero width": "a\u200bb\ufeff",
