@@ -35,7 +35,7 @@ class WorkerProcess:
         self.name = name
         self.in_hand: dict[tuple[str, str, str], float] = {}
         self.first_began: dict[tuple[str, str], float] = {}
-        self.killed = False
+        self.killed: bool = False
         self._process = process
         self._ready = asyncio.Event()
         self._began: Counter[tuple[str, str]] = Counter()

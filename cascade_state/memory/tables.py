@@ -150,7 +150,7 @@ class LayeredTable(Rows[K, R]):
     def __init__(self, base: Rows[K, R], top: Table[K, R], undo: Undo) -> None:
         self._base = base
         self._undo = undo
-        self.top = top
+        self.top: Table[K, R] = top
         self.changed: dict[K, None] = {}  # in the order of the first change
 
     def get(self, key: K) -> R | None:

@@ -158,7 +158,7 @@ class CancelledAt:
     """Awaits a coroutine, and cancels the task it runs in at the await of the given number."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], number: int, *, late: bool) -> None:
-        self.is_cancelled = False
+        self.is_cancelled: bool = False
         self._work = work
         self._number = number
         self._late = late

@@ -34,7 +34,7 @@ class Actor:
         self, store: Store, *operations: Operation, commits: bool = True, isolation: Isolation | None = None
     ) -> None:
         self.commits = commits
-        self.is_finished = False
+        self.is_finished: bool = False
         self._is_aborted = False
         self._store = store
         self._isolation = isolation

@@ -32,7 +32,7 @@ class SideBySide(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = FrozenClock()
+        self.clock: FrozenClock = FrozenClock()
         self.flows: dict[UUID, Pair[FlowInstance]] = {}  # as last returned
         self.stale: list[Pair[FlowInstance]] = []
         self.definitions: list[FlowDefinition] = []
@@ -41,7 +41,7 @@ class SideBySide(RuleBasedStateMachine):
         self.units: Pair[UnitOfWork] | None = None
         self._runner = asyncio.Runner()
         self._scope = AsyncExitStack()
-        self.unit_scope = AsyncExitStack()
+        self.unit_scope: AsyncExitStack = AsyncExitStack()
         self.stores: Pair[Store] = self.run(self._entered())
 
     def open_stores(self, clock: FrozenClock) -> Pair[AbstractAsyncContextManager[Store]]:
