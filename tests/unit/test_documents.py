@@ -45,11 +45,13 @@ def test_the_quick_way_and_the_careful_way_agree(value: Any) -> None:
     )
 
 
-@given(st.dictionaries(TEXT, DOCUMENTS))
+@given(st.dictionaries(TEXT, DOCUMENTS, max_size=3))
 def test_search_attributes_keep_their_types(value: dict[str, Any]) -> None:
+    numbers: list[str] = []
     text = documents.dump_search_attributes(value, "x")
     assert same(documents.load(text), value)
-    assert "e+" not in "".join(part for part in text.split('"')[::2])  # jsonb would make an integer of it
+    json.loads(text, parse_float=numbers.append)
+    assert not any("e+" in number for number in numbers)  # jsonb would make an integer of it
 
 
 @given(DOCUMENTS)
