@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
 
 from cascade_state.abc.completion import run_to_completion
-from cascade_state.errors import StoreNotOpen
-from cascade_state.postgres.direct import DriverConnection
+from cascade_state.errors import StoreNotOpen, TransactionAborted
+from cascade_state.postgres.direct import DriverConnection, was_rolled_back_instead
 from cascade_state.postgres.error_translation import translated
 
 __all__ = ["KEPT_LOCK_TIMEOUT", "KeptConnections", "OwnTransaction", "driver_of", "has_autocommit", "start_on_wire"]
@@ -100,6 +100,8 @@ class OwnTransaction:
                 await self._transaction.commit()
         finally:
             await self._give_back()
+        if was_rolled_back_instead(self.driver):
+            raise TransactionAborted(reason="an earlier statement of this transaction failed", sqlstate="25P02")
 
     async def rollback(self) -> None:
         """Rolls back and gives the connection back; a connection that is gone has rolled back by itself."""

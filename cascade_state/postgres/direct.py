@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.sql import ClauseElement
 
 __all__ = [
+    "CONNECTION_CLASS",
     "CompiledStatement",
     "DriverConnection",
     "InstantText",
@@ -27,10 +28,39 @@ __all__ = [
     "Statement",
     "StatementCache",
     "on_statement",
+    "was_rolled_back_instead",
 ]
 
 DriverConnection: TypeAlias = "asyncpg.Connection[Record]"
 Record: TypeAlias = asyncpg.Record
+
+
+class _CommitWatch(asyncpg.Connection):  # type: ignore[misc]
+    """A driver connection that remembers how the server answered the last COMMIT.
+
+    A COMMIT of a transaction in which a statement failed is no error to the server: it rolls back and says so. Whoever
+    swallowed the statement's error would believe that everything is stored.
+    """
+
+    __slots__ = ("commit_status",)
+
+    commit_status: str | None
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        status: str = await super().execute(query, *args, timeout=timeout)
+        if query == "COMMIT;":
+            self.commit_status = status
+        return status
+
+
+# What the store's own connections are made of.
+CONNECTION_CLASS: type[Any] = _CommitWatch
+
+
+def was_rolled_back_instead(connection: DriverConnection) -> bool:
+    """Whether the server answered the last COMMIT on one of our own connections with a rollback."""
+    return getattr(connection, "commit_status", None) == "ROLLBACK"
+
 
 # The dialect decides how placeholders and casts are written; it holds no connection and no state.
 _DIALECT = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]

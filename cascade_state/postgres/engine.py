@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import InvalidArgument, StoreNotOpen
+from cascade_state.postgres.direct import CONNECTION_CLASS
 
 __all__ = ["DriverConnections", "connect_arguments", "driver_url", "pooled_engine", "shown_url", "unpooled_engine"]
 
@@ -100,7 +101,7 @@ class DriverConnections:
         if self._closed:
             raise StoreNotOpen
         try:
-            connection = await asyncpg.connect(**arguments)
+            connection = await asyncpg.connect(connection_class=CONNECTION_CLASS, **arguments)
         except ValueError:  # also the driver's ClientConfigurationError
             raise _bad_url() from None
         self._open.add(connection)

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 from cascade_state import (
     FlowDefinitionNotFound,
@@ -14,6 +17,7 @@ from cascade_state import (
     FlowStatus,
     InvalidTransition,
     Store,
+    TransactionAborted,
     open_store,
 )
 from cascade_state.postgres import correlations, flow_instances
@@ -160,6 +164,18 @@ async def test_publishers_and_waiters_at_random_lose_and_double_nothing(database
         await _in_time(asyncio.gather(*work))
         deliveries = await store.correlations.claim_delivered("w", limit=1000, lease_duration=_LEASE)
         assert sorted(delivery.event_id or "" for delivery in deliveries) == sorted(f"event of {key}" for key in keys)
+
+
+async def test_a_commit_that_the_server_turned_into_a_rollback_is_not_taken_for_one(database_url: str) -> None:
+    """A swallowed error of the caller's own SQL dooms the transaction; leaving the block must not look like success."""
+    async with open_store(database_url) as store:
+        flow = await _started(store)
+        with pytest.raises(TransactionAborted):
+            async with store.begin() as uow:
+                await uow.advance(flow.complete_step("a"))
+                with suppress(ProgrammingError):
+                    await uow.connection.execute(text("SELECT * FROM there_is_no_such_table"))
+        assert (await store.flow_instances.get(flow.flow_instance_id)).version == 1
 
 
 async def _die(*_: object, **__: object) -> None:
