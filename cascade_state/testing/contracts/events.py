@@ -1,15 +1,10 @@
-"""The feed: every committed history event once, in an order that nothing can slip behind.
-
-An event appears only once no older transaction can still commit. On a server that serves other databases too, their
-transactions count as well, so these tests wait for what must appear, for a bounded time.
-"""
+"""The feed: every committed history event once, in an order that nothing can slip behind."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from uuid import UUID
 
@@ -21,47 +16,12 @@ from cascade_state.model.events import FlowEvent, NewEvent
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
-from cascade_state.testing.contracts.base import PATIENCE, StoreContract
+from cascade_state.testing.contracts.base import StoreContract
+from cascade_state.testing.contracts.feed_reading import FeedReader, read_feed
 from cascade_state.testing.contracts.rules import rule
 from cascade_state.testing.contracts.schedules import Actor, all_orders, run_schedule
 
 __all__ = ["EventsContract"]
-
-_POLL_SECONDS = 0.01
-
-
-class _Reader:
-    """Follows the feed from a position on, as a consumer does."""
-
-    def __init__(self, store: Store, after: str | None = None, *, limit: int = 100) -> None:
-        self.seen: list[FlowEvent] = []
-        self._store = store
-        self._after = after
-        self._limit = limit
-
-    async def read(self) -> list[FlowEvent]:
-        """Returns what is new, and goes behind it."""
-        batch = await self._store.events.read(after=self._after, limit=self._limit)
-        assert len(batch) <= self._limit
-        if batch:
-            self._after = batch[-1].position
-        self.seen += batch
-        return batch
-
-    async def read_until(self, is_enough: Callable[[Sequence[FlowEvent]], bool]) -> list[FlowEvent]:
-        """Reads on until the events seen are enough; returns them all."""
-        async with asyncio.timeout(PATIENCE):
-            while not is_enough(self.seen):
-                if not await self.read():
-                    await asyncio.sleep(_POLL_SECONDS)
-        return self.seen
-
-
-async def _feed(store: Store, count: int, *, limit: int = 100) -> list[FlowEvent]:
-    """Returns the feed once it shows `count` events; fails the test if it shows more."""
-    events = await _Reader(store, limit=limit).read_until(lambda seen: len(seen) >= count)
-    assert len(events) == count
-    return events
 
 
 def _by_flow(events: Sequence[FlowEvent]) -> dict[UUID, list[int]]:
@@ -92,7 +52,7 @@ class EventsContract(StoreContract):
         flow = await factories.add_flow(store)
         recorded_at = clock.now()
         await store.advance(flow.complete_step("charge"), events=[NewEvent("invoice.sent", {"number": "R-1"})])
-        events = await _feed(store, 4)
+        events = await read_feed(store, 4)
         assert events == await store.flow_instances.history(flow.flow_instance_id)
         assert [(event.sequence, event.event_type) for event in events] == [
             (1, "flow_instance.created"),
@@ -111,7 +71,7 @@ class EventsContract(StoreContract):
             second = await store.advance(second.complete_step("charge"))
         expected = [(first, 1), (first, 2), (second, 1), (second, 2)]
         expected += [(flow, number) for number in (3, 4, 5) for flow in (first, second)]
-        events = await _feed(store, len(expected))
+        events = await read_feed(store, len(expected))
         assert [(event.flow_instance_id, event.sequence) for event in events] == [
             (flow.flow_instance_id, number) for flow, number in expected
         ]
@@ -121,20 +81,20 @@ class EventsContract(StoreContract):
         for _ in range(4):
             flow = await factories.add_flow(store)
             await store.advance(flow.complete_step("charge").complete_step("ship").complete())
-        whole = await _feed(store, 20)
-        assert await _feed(store, 20, limit=limit) == whole
+        whole = await read_feed(store, 20)
+        assert await read_feed(store, 20, limit=limit) == whole
         assert len({event.position for event in whole}) == 20
 
     async def test_every_position_continues_behind_its_event(self, store: Store, other_store: Store) -> None:
         for _ in range(3):
             await factories.add_flow(store)
-        events = await _feed(store, 6)
+        events = await read_feed(store, 6)
         for number, event in enumerate(events, start=1):
             assert await other_store.events.read(after=event.position) == events[number:]
 
     async def test_what_comes_later_is_behind_the_last_position(self, store: Store) -> None:
         await factories.add_flow(store)
-        reader = _Reader(store)
+        reader = FeedReader(store)
         await reader.read_until(lambda seen: len(seen) >= 2)
         assert await reader.read() == []
         flow = await factories.add_flow(store)
@@ -143,13 +103,13 @@ class EventsContract(StoreContract):
 
     async def test_a_position_outlives_its_event(self, store: Store) -> None:
         first, second = await factories.add_flow(store), await factories.add_flow(store)
-        events = await _feed(store, 4)
+        events = await read_feed(store, 4)
         await store.flow_instances.remove(first.flow_instance_id)
         assert await store.events.read() == events[2:]
         assert await store.events.read(after=events[0].position) == events[2:]
         await store.flow_instances.remove(second.flow_instance_id)
         third = await factories.add_flow(store)
-        reader = _Reader(store, after=events[3].position)
+        reader = FeedReader(store, after=events[3].position)
         assert _by_flow(await reader.read_until(lambda seen: len(seen) >= 2)) == {third.flow_instance_id: [1, 2]}
 
     @pytest.mark.parametrize("position", ["", "nonsense", "0", "-1", "9" * 400, "é", "1-2-3-4-5", 7, b"7"])
@@ -172,7 +132,7 @@ class EventsContract(StoreContract):
         async with store.begin() as uow:
             flow = await factories.add_flow(uow)
             assert await other_store.events.read() == []
-        assert _by_flow(await _feed(other_store, 2)) == {flow.flow_instance_id: [1, 2]}
+        assert _by_flow(await read_feed(other_store, 2)) == {flow.flow_instance_id: [1, 2]}
 
     @rule("C-02")
     async def test_what_is_rolled_back_is_never_handed_out(self, store: Store) -> None:
@@ -182,7 +142,7 @@ class EventsContract(StoreContract):
             await uow.advance(first.complete_step("charge"))
             await uow.rollback()
         second = await factories.add_flow(store)
-        events = await _feed(store, 4)
+        events = await read_feed(store, 4)
         assert _by_flow(events) == {first.flow_instance_id: [1, 2], second.flow_instance_id: [1, 2]}
 
     async def test_an_event_whose_transaction_began_earlier_and_commits_later_is_not_skipped(
@@ -190,7 +150,7 @@ class EventsContract(StoreContract):
     ) -> None:
         definition = await factories.deploy_flow_definition(store)
         slow, quick = [await factories.add_flow(store, definition) for _ in range(2)]
-        reader = _Reader(store)
+        reader = FeedReader(store)
         await reader.read_until(lambda seen: len(seen) >= 4)
         async with store.begin() as uow:
             await uow.advance(slow.complete_step("charge"))
@@ -208,7 +168,7 @@ class EventsContract(StoreContract):
     ) -> None:
         definition = await factories.deploy_flow_definition(store)
         slow, quick = [await factories.add_flow(store, definition) for _ in range(2)]
-        reader = _Reader(store)
+        reader = FeedReader(store)
         async with store.begin() as uow:
             slow = await uow.advance(slow.complete_step("charge"))
             await other_store.advance(quick.complete_step("charge"))
@@ -220,7 +180,7 @@ class EventsContract(StoreContract):
 
     async def test_two_writers_and_a_reader_in_every_order(self, store: Store, other_store: Store) -> None:
         definition = await factories.deploy_flow_definition(store)
-        reader = _Reader(store)
+        reader = FeedReader(store)
         written: dict[UUID, list[int]] = {}
 
         def writer(target: Store) -> Actor:
@@ -242,7 +202,7 @@ class EventsContract(StoreContract):
         definition = await factories.deploy_flow_definition(store)
         flows = [await factories.add_flow(store, definition) for _ in range(6)]
         expected = {flow.flow_instance_id: [1, 2] for flow in flows}
-        reader = _Reader(store, limit=3)
+        reader = FeedReader(store, limit=3)
         actors = []
         for number, flow in enumerate(flows):
             commits = chance.random() < 0.8

@@ -21,6 +21,7 @@ from cascade_state.model.filters import FlowInstanceFilter
 from cascade_state.testing import factories
 from cascade_state.testing.contracts.base import LEASE, StoreContract
 from cascade_state.testing.contracts.calls import CALLS
+from cascade_state.testing.contracts.feed_reading import read_feed
 from cascade_state.testing.contracts.rules import rule
 
 __all__ = ["TransactionsContract"]
@@ -66,7 +67,7 @@ class TransactionsContract(StoreContract):
             assert (await outside.component_states.get(flow.flow_instance_id, "charge")).state == {"attempts": 1}
             assert await outside.timers.get(timer.timer_id) == timer
             assert [wait.step_id for wait in await outside.correlations.list_waiting(key)] == ["ship"]
-            assert len(await outside.events.read()) == 3
+            await read_feed(outside, 3)
 
     @rule("C-01")
     async def test_removals_and_changes_are_not_visible_before_the_commit_either(
