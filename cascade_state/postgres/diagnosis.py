@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from cascade_state.errors import (
     AlreadyExists,
     CascadeStateError,
@@ -19,7 +21,7 @@ from cascade_state.postgres.statements import flow_instances as statements
 from cascade_state.postgres.statements import timers as timer_statements
 from cascade_state.postgres.statements.parameters import columns
 
-__all__ = ["id_exists", "raise_why_not_advanced", "why_not_added"]
+__all__ = ["free_stale_key", "id_exists", "raise_why_not_advanced", "why_not_added"]
 
 
 async def raise_why_not_advanced(executor: Executor, plan: AdvancePlan) -> None:
@@ -46,8 +48,8 @@ async def raise_why_not_advanced(executor: Executor, plan: AdvancePlan) -> None:
         raise TransactionAborted(reason="the flow changed and changed back while it was advanced")
 
 
-async def why_not_added(executor: Executor, plan: AdvancePlan) -> CascadeStateError:
-    """Returns the reason why a new flow was not inserted."""
+async def why_not_added(executor: Executor, plan: AdvancePlan) -> CascadeStateError | None:
+    """Returns the reason why a new flow was not inserted; None: it is gone, and adding it again decides."""
     await _raise_lost_leases(executor, plan)
     instance = plan.instance
     key = instance.business_key
@@ -62,15 +64,32 @@ async def why_not_added(executor: Executor, plan: AdvancePlan) -> CascadeStateEr
     }
     row = (await executor.fetch(statements.DIAGNOSE_NEW, values))[0]
     if row["is_stored"]:
-        if row["key_holder"] == instance.flow_instance_id:
+        if key is not None and row["key_holder"] == instance.flow_instance_id:
             # Usually its own. But whoever lost a race for the id took the key before it lost.
-            await executor.fetch(statements.FREE_KEY, values)
+            await free_stale_key(executor, instance.flow_id, key, instance.flow_instance_id)
         return id_exists(plan)
     if not row["is_deployed"]:
         return FlowDefinitionNotFound(key=f"{instance.flow_id} version {instance.flow_version}")
-    if row["key_holder"] is not None:
-        return AlreadyExists(entity="business key", key=key, existing_id=row["key_holder"])
-    return TransactionAborted(reason="what the new flow conflicted with is gone again")
+    holder = row["key_holder"]
+    if key is None or holder is None or await free_stale_key(executor, instance.flow_id, key, holder):
+        return None
+    return AlreadyExists(entity="business key", key=key, existing_id=holder)
+
+
+async def free_stale_key(executor: Executor, flow_id: str, business_key: str, holder: UUID) -> bool:
+    """Frees a business key whose holder was stored without it; returns whether it did.
+
+    Whoever loses a race for a flow's id has taken the flow's key before, and frees it afterwards. If it dies in
+    between, the next one who wants the key finds it here.
+    """
+    values = {
+        "partition_id": executor.partition_of(holder),
+        "flow_instance_id": holder,
+        "key_partition_id": executor.partition_of_key(business_key),
+        "key_scope": BUSINESS_KEY_SCOPE + flow_id,
+        "business_key": business_key,
+    }
+    return bool(await executor.fetch(statements.FREE_KEY, values))
 
 
 def id_exists(plan: AdvancePlan) -> AlreadyExists:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from cascade_state.abc.flow_instances import AddResult, FlowInstances, InstancePosition
 from cascade_state.abc.guards import Guard
-from cascade_state.errors import CascadeStateError, LeaseLost, SerializationError, StoreError
+from cascade_state.errors import Conflict, LeaseLost, NotFound, SerializationError, StoreError, TransactionAborted
 from cascade_state.model.advance import AdvancePlan, Limits
 from cascade_state.model.events import FlowEvent
 from cascade_state.model.export import ExportDocument
@@ -80,11 +80,15 @@ class PostgresFlowInstances(FlowInstances):
         raise StoreError("timers of the flow kept being scheduled while it ended")
 
     async def _add(self, plan: AdvancePlan) -> FlowInstance:
-        record = await self._written(plan)
-        if record is None:
-            raise await diagnosis.why_not_added(self._executor, plan)
-        self._hint(plan)
-        return plan.stored(record["written_at"])
+        for _ in range(_RACES):
+            record = await self._written(plan)
+            if record is not None:
+                self._hint(plan)
+                return plan.stored(record["written_at"])
+            error = await diagnosis.why_not_added(self._executor, plan)
+            if error is not None:
+                raise error
+        raise TransactionAborted(reason="what the new flow conflicted with kept coming and going")
 
     async def _written(self, plan: AdvancePlan) -> Record | None:
         """Runs the plan's statement; and, when it adds waits, the second one that matches them with early events."""
@@ -123,14 +127,21 @@ class PostgresFlowInstances(FlowInstances):
             if position in written:
                 self._hint(plan)
                 results.append(AddResult(instance=plan.stored(written[position])))
+            elif position in repeated:
+                results.append(AddResult(error=diagnosis.id_exists(plan)))
             else:
-                error: CascadeStateError = (
-                    diagnosis.id_exists(plan)
-                    if position in repeated
-                    else await diagnosis.why_not_added(self._executor, plan)
-                )
-                results.append(AddResult(error=error))
+                results.append(await self._add_rest(plan))
         return results
+
+    async def _add_rest(self, plan: AdvancePlan) -> AddResult:
+        """Returns why a flow of a batch was not inserted, or inserts it by itself if the reason is gone."""
+        error = await diagnosis.why_not_added(self._executor, plan)
+        if error is not None:
+            return AddResult(error=error)
+        try:
+            return AddResult(instance=await self._add(plan))
+        except (Conflict, NotFound) as reason:
+            return AddResult(error=reason)
 
     async def _remove(self, flow_instance_id: UUID) -> bool:
         return await removal.remove(self._executor, flow_instance_id)

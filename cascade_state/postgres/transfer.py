@@ -16,6 +16,7 @@ from cascade_state.model.flow_definitions import FlowDefinition
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.timers import Timer, TimerStatus
 from cascade_state.postgres.advance_values import BUSINESS_KEY_SCOPE
+from cascade_state.postgres.diagnosis import free_stale_key
 from cascade_state.postgres.direct import Record
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.instance_rows import instance_from_record, load_optional
@@ -152,8 +153,11 @@ async def _import_flow(writer: Executor, flow: ExportedFlow) -> None:
             "flow_instance_id": identity,
             "now": writer.now(),
         }
-        if not await writer.fetch(statements.TAKE_KEY, taken):
-            holder = (await writer.fetch(statements.KEY_HOLDER, taken))[0]["flow_instance_id"]
+        while not await writer.fetch(statements.TAKE_KEY, taken):
+            holders = await writer.fetch(statements.KEY_HOLDER, taken)
+            if not holders or await free_stale_key(writer, instance.flow_id, key, holders[0]["flow_instance_id"]):
+                continue
+            holder = holders[0]["flow_instance_id"]
             if holder == identity:
                 raise AlreadyExists(entity="flow instance", key=str(identity), existing_id=identity)
             raise AlreadyExists(entity="business key", key=key, existing_id=holder)

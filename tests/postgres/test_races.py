@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from cascade_state import (
+    AlreadyExists,
     FlowDefinitionNotFound,
     FlowInstance,
     FlowStatus,
@@ -20,6 +21,7 @@ from cascade_state import (
     TransactionAborted,
     open_store,
 )
+from cascade_state.ids import partition_of_key
 from cascade_state.postgres import correlations, flow_instances
 from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
@@ -180,3 +182,47 @@ async def test_a_commit_that_the_server_turned_into_a_rollback_is_not_taken_for_
 
 async def _die(*_: object, **__: object) -> None:
     raise _Died
+
+
+@pytest.mark.parametrize("way", ["add", "add_many", "import_"])
+async def test_a_key_whose_taker_died_before_it_freed_it_can_be_taken(database_url: str, way: str) -> None:
+    """C-25: whoever loses a race for a flow's id has taken the business key, and frees it in a second statement."""
+    async with open_store(database_url) as store, open_store("memory://") as elsewhere:
+        definition = await store.flow_definitions.deploy(factories.flow_definition())
+        stored = await store.advance(FlowInstance.create(definition))
+        async with store.begin() as uow:
+            await uow.connection.execute(_STALE_KEY, {**_key_row(stored, "order-1")})
+        wanted = FlowInstance.create(definition, business_key="order-1")
+        if way == "add":
+            added = await store.flow_instances.add(wanted)
+        elif way == "add_many":
+            other = FlowInstance.create(definition, business_key="order-1")
+            first, second = await store.flow_instances.add_many([wanted, other])
+            assert first.instance is not None
+            assert isinstance(second.error, AlreadyExists)
+            added = first.instance
+        else:
+            await elsewhere.flow_definitions.deploy(definition)
+            await elsewhere.flow_instances.add(wanted)
+            document = await elsewhere.flow_instances.export(wanted.flow_instance_id)
+            await store.flow_instances.import_(document)
+            added = await store.flow_instances.get(wanted.flow_instance_id)
+        assert await store.flow_instances.find_by_business_key(definition.flow_id, "order-1") == added
+        with pytest.raises(AlreadyExists) as caught:
+            await store.flow_instances.add(FlowInstance.create(definition, business_key="order-1"))
+        assert caught.value.existing_id == added.flow_instance_id
+
+
+_STALE_KEY = text(
+    "INSERT INTO idempotency_keys (partition_id, scope, key, flow_instance_id, created_at)"
+    " VALUES (:partition_id, :scope, :key, :flow_instance_id, now())"
+)
+
+
+def _key_row(taker: FlowInstance, key: str) -> dict[str, Any]:
+    return {
+        "partition_id": partition_of_key(key, 256),
+        "scope": f"business_key:{taker.flow_id}",
+        "key": key,
+        "flow_instance_id": taker.flow_instance_id,
+    }

@@ -361,12 +361,16 @@ def _free_key() -> Any:
         flow.c.flow_instance_id == key.flow_instance_id,
         flow.c.business_key == key.key,
     )
-    return delete(idempotency_keys).where(
-        key.partition_id == param("key_partition_id", INTEGER),
-        key.scope == param("key_scope", TEXT),
-        key.key == param("business_key", TEXT),
-        key.flow_instance_id == param("flow_instance_id", UUID_VALUE),
-        ~is_rightful,
+    return (
+        delete(idempotency_keys)
+        .where(
+            key.partition_id == param("key_partition_id", INTEGER),
+            key.scope == param("key_scope", TEXT),
+            key.key == param("business_key", TEXT),
+            key.flow_instance_id == param("flow_instance_id", UUID_VALUE),
+            ~is_rightful,
+        )
+        .returning(key.key)
     )
 
 
