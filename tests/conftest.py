@@ -51,11 +51,10 @@ def template(server: PostgresServer) -> str:
     """The name of a migrated template database; built once for each state of the migrations."""
     from cascade_state.postgres.schema import migrate_database
     from cascade_state.testing.hashing import hash_directory
-    from cascade_state.testing.server import run_blocking
 
     digest = hash_directory(ROOT / "migrations", include=("*.py", "*.sql"))
     name = f"cascade_state_{digest.short}"
-    run_blocking(server.ensure_template_exists(name, migrate_database, metadata={"hash": digest}))
+    server.blocking.ensure_template_exists(name, migrate_database, metadata={"hash": digest})
     return name
 
 
@@ -131,14 +130,12 @@ async def store(store_url: str, open_stores: Callable[..., AbstractAsyncContextM
 @contextmanager
 def _database(server: PostgresServer, template: str | None) -> Iterator[str]:
     # Blocking, so that plain tests can have a database and each test's loop stays its own.
-    from cascade_state.testing.server import run_blocking
-
     name = f"test_{os.getpid()}_{secrets.token_hex(6)}"
     if template is None:
-        run_blocking(server.create_database(name))
+        server.blocking.create_database(name)
     else:
-        run_blocking(server.create_database_from_template(name, template))
+        server.blocking.create_database_from_template(name, template)
     try:
         yield server.url_for(name)
     finally:
-        run_blocking(server.drop_database(name, force=True))
+        server.blocking.drop_database(name, force=True)

@@ -12,9 +12,11 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Self
 
 from cascade_state.errors import DatabaseInUse, DatabaseNotFound, TestDatabaseError
+from cascade_state.testing.blocking_databases import BlockingDatabases
 from cascade_state.testing.connections import (
     Connection,
     checked_name,
@@ -48,6 +50,11 @@ class DatabaseCommands(ABC):
     @abstractmethod
     def url_for(self, name: str) -> str:
         """Returns the `postgresql://` URL of another database of this server."""
+
+    @cached_property
+    def blocking(self) -> BlockingDatabases:
+        """The coroutines below as blocking calls of the same names."""
+        return BlockingDatabases(self)
 
     async def create_database(self, name: str) -> None:
         """Creates an empty database.

@@ -8,26 +8,23 @@ the next start, through its lock files, and removed then.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 from cascade_state.errors import ServerUnavailable
 from cascade_state.postgres.server_process import ServerFailed
 from cascade_state.postgres.shared_server import SharedServer, remove_if_abandoned, socket_url
+from cascade_state.testing.blocking import run_blocking
 from cascade_state.testing.connections import connect, database_of, plain_url, url_of
 from cascade_state.testing.databases import DatabaseCommands
 
 __all__ = ["PostgresServer", "shared_server"]
-
-T = TypeVar("T")
 
 _MAINTENANCE_DATABASE = "postgres"
 _PREFIX = "cascade_state-test-"
@@ -141,12 +138,6 @@ class PostgresServer(DatabaseCommands):
     async def _probe(self) -> None:
         async with connect(self.url):
             pass
-
-
-def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs the coroutine to its end in a thread with a loop of its own: works inside a running loop, too."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
 
 
 _shared_lock = threading.Lock()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cascade_state.demo.worker import URL_VARIABLE
-from cascade_state.testing.server import PostgresServer, run_blocking
+from cascade_state.testing.blocking import run_blocking
+from cascade_state.testing.server import PostgresServer
 
 pytestmark = pytest.mark.postgres
 

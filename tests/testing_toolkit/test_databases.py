@@ -30,7 +30,7 @@ from cascade_state.errors import (
     TestDatabaseError,
 )
 from cascade_state.testing import PostgresServer
-from cascade_state.testing.server import run_blocking
+from cascade_state.testing.blocking import run_blocking
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 30.0
@@ -241,7 +241,7 @@ def test_many_threads_ensure_one_template(server: PostgresServer, name: str) -> 
 ENSURE = """
 import asyncio, asyncpg, os, sys
 from cascade_state.testing import PostgresServer
-from cascade_state.testing.server import run_blocking
+from cascade_state.testing.blocking import run_blocking
 url, name, log, mode = sys.argv[1:]
 
 async def setup(scratch):

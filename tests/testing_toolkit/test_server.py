@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import shutil
@@ -20,7 +19,7 @@ import pytest
 from cascade_state.errors import PermissionDenied, ServerUnavailable
 from cascade_state.postgres.binaries import system_installations, wheel_installations
 from cascade_state.testing import PostgresServer
-from cascade_state.testing.server import run_blocking
+from cascade_state.testing.blocking import run_blocking
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 30.0
@@ -316,11 +315,3 @@ def test_the_fixtures_work_under_xdist(tmp_path: Path) -> None:
     answer = run_pytest(tmp_path, "-n", "2")
     assert answer.returncode == 0, answer.stdout
     assert "1 passed" in answer.stdout
-
-
-async def test_blocking_calls_may_be_made_inside_a_running_loop() -> None:
-    async def work() -> str:
-        await asyncio.sleep(0)
-        return "done"
-
-    assert run_blocking(work()) == "done"
