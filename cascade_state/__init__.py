@@ -1,58 +1,63 @@
 """The durable state of flows: definitions, instances, states, correlations and timers; on PostgreSQL or in memory.
 
-Everything that an application needs is re-exported here; importing it imports no database library.
+Everything that an application needs is re-exported here; importing it imports no database library. Each name is loaded
+when it is first used, because the pytest plugin makes every test run of the environment import this package.
 """
 
 from __future__ import annotations
 
-from cascade_state.abc.capabilities import Capabilities
-from cascade_state.abc.flow_instances import AddResult
-from cascade_state.abc.store import Store
-from cascade_state.abc.unit_of_work import UnitOfWork
-from cascade_state.clock import Clock
-from cascade_state.errors import (
-    AlreadyExists,
-    CascadeStateError,
-    ComponentStateNotFound,
-    Conflict,
-    FlowDefinitionInUse,
-    FlowDefinitionNotFound,
-    FlowInstanceNotFound,
-    InvalidArgument,
-    InvalidDefinition,
-    InvalidTransition,
-    LeaseLost,
-    LockLost,
-    LockNotAcquired,
-    NotFound,
-    SchemaMismatch,
-    SerializationError,
-    StoreError,
-    StoreNotOpen,
-    StoreUnavailable,
-    TestDatabaseError,
-    TimerNotFound,
-    TransactionAborted,
-    UnitOfWorkFinished,
-    UnitOfWorkNotOpen,
-    UsageError,
-    VersionConflict,
-)
-from cascade_state.ids import new_flow_instance_id, partition_of, partition_of_key
-from cascade_state.model.component_states import ComponentState
-from cascade_state.model.correlations import Correlation, DeadLetter, Delivery
-from cascade_state.model.events import FlowEvent, NewEvent
-from cascade_state.model.filters import FlowInstanceFilter
-from cascade_state.model.flow_definitions import Condition, FlowDefinition, StepDefinition, Trigger
-from cascade_state.model.flow_instances import FlowInstance
-from cascade_state.model.flow_status import FlowStatus, StepStatus
-from cascade_state.model.leases import Lease
-from cascade_state.model.lists import CursorList, Page
-from cascade_state.model.statistics import Statistics
-from cascade_state.model.step_results import StepResult
-from cascade_state.model.timers import ScheduleTimer, Timer, TimerStatus
-from cascade_state.opening import open_store
-from cascade_state.types import JsonObject, JsonValue
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cascade_state.abc.capabilities import Capabilities
+    from cascade_state.abc.flow_instances import AddResult
+    from cascade_state.abc.store import Store
+    from cascade_state.abc.unit_of_work import UnitOfWork
+    from cascade_state.clock import Clock
+    from cascade_state.errors import (
+        AlreadyExists,
+        CascadeStateError,
+        ComponentStateNotFound,
+        Conflict,
+        FlowDefinitionInUse,
+        FlowDefinitionNotFound,
+        FlowInstanceNotFound,
+        InvalidArgument,
+        InvalidDefinition,
+        InvalidTransition,
+        LeaseLost,
+        LockLost,
+        LockNotAcquired,
+        NotFound,
+        SchemaMismatch,
+        SerializationError,
+        StoreError,
+        StoreNotOpen,
+        StoreUnavailable,
+        TestDatabaseError,
+        TimerNotFound,
+        TransactionAborted,
+        UnitOfWorkFinished,
+        UnitOfWorkNotOpen,
+        UsageError,
+        VersionConflict,
+    )
+    from cascade_state.ids import new_flow_instance_id, partition_of, partition_of_key
+    from cascade_state.model.component_states import ComponentState
+    from cascade_state.model.correlations import Correlation, DeadLetter, Delivery
+    from cascade_state.model.events import FlowEvent, NewEvent
+    from cascade_state.model.filters import FlowInstanceFilter
+    from cascade_state.model.flow_definitions import Condition, FlowDefinition, StepDefinition, Trigger
+    from cascade_state.model.flow_instances import FlowInstance
+    from cascade_state.model.flow_status import FlowStatus, StepStatus
+    from cascade_state.model.leases import Lease
+    from cascade_state.model.lists import CursorList, Page
+    from cascade_state.model.statistics import Statistics
+    from cascade_state.model.step_results import StepResult
+    from cascade_state.model.timers import ScheduleTimer, Timer, TimerStatus
+    from cascade_state.opening import open_store
+    from cascade_state.types import JsonObject, JsonValue
 
 __all__ = [
     "AddResult",
@@ -115,3 +120,81 @@ __all__ = [
     "partition_of",
     "partition_of_key",
 ]
+
+_HOMES = {
+    "AddResult": "abc.flow_instances",
+    "AlreadyExists": "errors",
+    "Capabilities": "abc.capabilities",
+    "CascadeStateError": "errors",
+    "Clock": "clock",
+    "ComponentState": "model.component_states",
+    "ComponentStateNotFound": "errors",
+    "Condition": "model.flow_definitions",
+    "Conflict": "errors",
+    "Correlation": "model.correlations",
+    "CursorList": "model.lists",
+    "DeadLetter": "model.correlations",
+    "Delivery": "model.correlations",
+    "FlowDefinition": "model.flow_definitions",
+    "FlowDefinitionInUse": "errors",
+    "FlowDefinitionNotFound": "errors",
+    "FlowEvent": "model.events",
+    "FlowInstance": "model.flow_instances",
+    "FlowInstanceFilter": "model.filters",
+    "FlowInstanceNotFound": "errors",
+    "FlowStatus": "model.flow_status",
+    "InvalidArgument": "errors",
+    "InvalidDefinition": "errors",
+    "InvalidTransition": "errors",
+    "JsonObject": "types",
+    "JsonValue": "types",
+    "Lease": "model.leases",
+    "LeaseLost": "errors",
+    "LockLost": "errors",
+    "LockNotAcquired": "errors",
+    "NewEvent": "model.events",
+    "NotFound": "errors",
+    "Page": "model.lists",
+    "ScheduleTimer": "model.timers",
+    "SchemaMismatch": "errors",
+    "SerializationError": "errors",
+    "Statistics": "model.statistics",
+    "StepDefinition": "model.flow_definitions",
+    "StepResult": "model.step_results",
+    "StepStatus": "model.flow_status",
+    "Store": "abc.store",
+    "StoreError": "errors",
+    "StoreNotOpen": "errors",
+    "StoreUnavailable": "errors",
+    "TestDatabaseError": "errors",
+    "Timer": "model.timers",
+    "TimerNotFound": "errors",
+    "TimerStatus": "model.timers",
+    "TransactionAborted": "errors",
+    "Trigger": "model.flow_definitions",
+    "UnitOfWork": "abc.unit_of_work",
+    "UnitOfWorkFinished": "errors",
+    "UnitOfWorkNotOpen": "errors",
+    "UsageError": "errors",
+    "VersionConflict": "errors",
+    "new_flow_instance_id": "ids",
+    "open_store": "opening",
+    "partition_of": "ids",
+    "partition_of_key": "ids",
+}
+
+_ROOMS = ("abc", "clock", "errors", "ids", "model", "types")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,12 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cascade_state
+import cascade_state.testing
 
 ROOT = Path(cascade_state.__file__).parent
 
@@ -38,6 +40,26 @@ def test_the_promised_names_are_exported() -> None:
     assert set(cascade_state.__all__) >= PROMISED
     for name in cascade_state.__all__:
         assert hasattr(cascade_state, name), name
+
+
+def test_names_are_loaded_when_they_are_used() -> None:
+    """The pytest plugin is imported into every test run of an environment, and this package with it."""
+    code = (
+        "import sys, cascade_state, cascade_state.testing\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('cascade_state')))\n"
+        "cascade_state.FlowInstance, cascade_state.errors.NotFound\n"
+        "assert 'cascade_state.model.flow_instances' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split() == ["cascade_state", "cascade_state.testing"]
+
+
+@pytest.mark.parametrize("module", [cascade_state, cascade_state.testing])
+def test_the_lazy_names_are_the_exported_ones(module: Any) -> None:
+    assert list(module._HOMES) == module.__all__
+    assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = module.no_such_name
 
 
 def test_every_error_is_exported() -> None:
