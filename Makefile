@@ -9,6 +9,8 @@ READY := $(VENV)/.ready-$(firstword $(shell echo '$(CURDIR)' | cksum))
 # Test processes: one a core, four at most; they share one PostgreSQL server. JOBS=0 runs in one process.
 JOBS ?= logical
 PYTEST_ARGS ?=
+# Options of the benchmarks; --help lists them.
+BENCH_ARGS ?=
 # Non-empty: measure branch coverage of the package while testing.
 COVERAGE ?=
 COVERAGE_MINIMUM := 95
@@ -80,8 +82,8 @@ coverage: venv # Report what the last `make test COVERAGE=yes` measured
 docs: venv ## Build the documentation into site/
 	$(PY) -m mkdocs build --strict --quiet
 
-bench: venv ## Measure against bare asyncpg and a plain ORM unit of work
-	$(call when,benchmarks/__main__.py,$(PY) -m benchmarks)
+bench: venv ## Measure against bare asyncpg and a plain ORM unit of work (BENCH_ARGS="--quick --only get")
+	$(call when,benchmarks/__main__.py,$(PY) -m benchmarks $(BENCH_ARGS))
 
 matrix: venv ## Test on the other Pythons found here, PostgreSQL 16 and SQLAlchemy 2.0
 	$(PY) -m scripts.matrix $(SQLALCHEMY20) -- $(PYTEST)

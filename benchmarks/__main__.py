@@ -4,53 +4,85 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
-from benchmarks.contenders import Bare, Orm
-from benchmarks.contests import Contests
-from benchmarks.measuring import Measurement, measure
-from benchmarks.report import as_json, as_markdown, machine
-from cascade_state import open_store
-from cascade_state.postgres.embedded import EmbeddedServer
+from benchmarks.bench import opened_bench
+from benchmarks.comparing import compare
+from benchmarks.measuring import Effort, Result, measure
+from benchmarks.registry import TASKS, registered
+from benchmarks.report import as_document, as_json, as_markdown, machine
+from cascade_state.postgres.shared_server import SharedServer, socket_url
+
+_QUICK = Effort(operations=60, rounds=2)
+_THOROUGH = Effort(operations=200, rounds=5)
+
+# Durable, as a store's server should be; only the sizes are those of a server that does real work.
+_SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": "8GB"}
 
 
-def main() -> None:
-    """Parses the command line and runs the contests."""
+def main() -> int:
+    """Parses the command line and does what it says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds; the ratios are rougher")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--only", default="", help="only operations whose name contains this")
-    parser.add_argument("--output", type=Path, help="also write the table into this file")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: about a minute, rough ratios")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only benchmarks with this in their name or group")
+    parser.add_argument(
+        "--tasks", default=None, metavar="N,N", help="only these numbers of tasks (default: 1,16,64; 1,16 when quick)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
+    parser.add_argument("--list", action="store_true", help="only list the benchmarks")
+    parser.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="only tell what differs between two files"
+    )
     arguments = parser.parse_args()
-    asyncio.run(_run(arguments))
-
-
-async def _run(arguments: argparse.Namespace) -> None:
-    operations, rounds = (60, 2) if arguments.quick else (200, 5)
-    # In memory where there is a tmpfs, but with durable settings: what is measured includes the commit.
-    with tempfile.TemporaryDirectory(dir=_tmpfs()) as directory, EmbeddedServer(directory) as server:
-        async with open_store(server.url) as store:
-            await store.migrate()
-            bare, orm = Bare(server.url), Orm(server.url)
-            await bare.open(16)
-            contests = Contests(store, bare, orm, operations)
-            await contests.set_up()
-            chosen = [contest for contest in contests.all() if arguments.only in contest.name]
-            measurements: list[Measurement] = []
-            for tasks in (1, 16):
-                measurements += await measure(chosen, tasks, rounds, _progress)
-            await bare.close()
-            await orm.close()
-        about = machine(await _server_version(server.url))
-    _progress("")
-    table = as_markdown(measurements, about)
-    print(as_json(measurements, about) if arguments.json else table)
+    if arguments.compare:
+        before, after = (json.loads(path.read_text()) for path in arguments.compare)
+        text, slower = compare(before, after)
+        print(text)
+        return int(slower)
+    chosen = [one for one in registered() if arguments.only in one.name or arguments.only in one.group]
+    if arguments.list:
+        print("\n".join(f"{one.group}: {one.name} ({', '.join(one.contenders)})" for one in chosen))
+        return 0
+    tasks: tuple[int, ...] = TASKS[:2] if arguments.quick else TASKS
+    if arguments.tasks:
+        tasks = tuple(map(int, arguments.tasks.split(",")))
+    document = asyncio.run(_run(chosen, tasks, _QUICK if arguments.quick else _THOROUGH))
     if arguments.output is not None:
-        arguments.output.write_text(table + "\n")
+        arguments.output.write_text(as_json(document) + "\n")
+    print(as_json(document) if arguments.json else as_markdown(document))
+    return 0
+
+
+async def _run(chosen: list[Any], tasks: tuple[int, ...], effort: Effort) -> dict[str, Any]:
+    results: list[Result] = []
+    with _server() as (url, postmaster):
+        async with opened_bench(url, postmaster, max(tasks)) as bench:
+            for number in tasks:
+                results += await measure(bench, chosen, number, effort, _progress)
+        about = machine(await _server_version(url))
+    _progress("")
+    return as_document(results, about)
+
+
+@contextmanager
+def _server() -> Iterator[tuple[str, int]]:
+    """Starts a server in memory, where there is a tmpfs; yields its URL and its first process."""
+    with tempfile.TemporaryDirectory(dir=_tmpfs()) as directory:
+        server = SharedServer(Path(directory), settings=_SETTINGS)
+        postmaster = server.start()
+        try:
+            yield socket_url(postmaster, "postgres"), postmaster.process_id
+        finally:
+            server.stop()
 
 
 def _tmpfs() -> str | None:
@@ -74,4 +106,4 @@ def _progress(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,20 +1,22 @@
 """The contenders: the store, its own SQL on bare asyncpg, and a plain SQLAlchemy ORM unit of work.
 
-Bare asyncpg gets the very statements that the store sends, with arguments prepared beforehand, on connections
-that it
-holds: that is the round trip and the server's work, and nothing else. The ORM unit of work does the same job
-in the way its documentation shows: a session a step, rows loaded, changed and committed.
+Bare asyncpg gets the very statements that the store sends, with arguments prepared beforehand, on connections that it
+holds: that is the round trip and the server's work, and nothing else. The ORM unit of work does the same job in the way
+its documentation shows: a session a step, rows loaded, changed and committed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
+from benchmarks.registry import Operation
+from cascade_state import FlowInstance
 from cascade_state.abc.advancing import Advancing
 from cascade_state.abc.guards import Stage, StoreGuard
 from cascade_state.abc.options import StoreOptions
@@ -26,7 +28,21 @@ from cascade_state.postgres.engine import connect_arguments
 from cascade_state.postgres.executor import ConnectionExecutor
 from cascade_state.postgres.repositories import attach_repositories
 
-__all__ = ["Bare", "EventRow", "FlowRow", "Orm", "ResultRow", "StateRow", "TimerRow", "identity"]
+__all__ = [
+    "ORM",
+    "Bare",
+    "EventRow",
+    "FlowRow",
+    "Orm",
+    "ResultRow",
+    "StateRow",
+    "TimerRow",
+    "WaitRow",
+    "identity",
+    "merge_state",
+]
+
+ORM = "ORM"  # a plain SQLAlchemy ORM unit of work
 
 
 class _Captured(Exception):
@@ -87,6 +103,17 @@ class Bare:
             return [self.ready(statement, values) for statement, values in recording.recorder.sent]
         raise AssertionError(f"the call sends fewer than {count} statements")
 
+    def sending(self, sends: Sequence[Sequence[tuple[str, list[Any]]]], *, items: int = 1) -> Operation:
+        """Returns the operation that sends each lane's statements, one a time."""
+
+        async def operation(lane: int, index: int) -> int:
+            text, arguments = sends[lane][index]
+            records = await self.connections[lane].fetch(text, *arguments)
+            assert records
+            return items
+
+        return operation
+
     def ready(self, statement: Statement, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
         """Returns a statement's text and arguments."""
         compiled = self._texts.get(statement)
@@ -134,6 +161,12 @@ class TimerRow(Base):
     __table__ = tables.timers
 
 
+class WaitRow(Base):
+    """A wait for an event."""
+
+    __table__ = tables.correlations
+
+
 class EventRow(Base):
     """A history event."""
 
@@ -146,7 +179,7 @@ class Orm:
 
     def __init__(self, url: str) -> None:
         self._engine: AsyncEngine = create_async_engine(
-            url.replace("postgresql://", "postgresql+asyncpg://"), pool_size=20
+            url.replace("postgresql://", "postgresql+asyncpg://"), pool_size=64
         )
         self.session = async_sessionmaker(self._engine, expire_on_commit=False)
 
@@ -158,3 +191,14 @@ class Orm:
 def identity(flow_instance_id: Any) -> tuple[int, Any]:
     """Returns the primary key of a flow's row."""
     return partition_of(flow_instance_id, 256), flow_instance_id
+
+
+async def merge_state(session: AsyncSession, flow: FlowInstance, step_id: str, state: Any) -> None:
+    """Stores a component state over the one before, as a mapped object."""
+    partition_id, flow_instance_id = identity(flow.flow_instance_id)
+    row = await session.get(StateRow, (partition_id, flow_instance_id, step_id))
+    if row is None:
+        row = StateRow(partition_id=partition_id, flow_instance_id=flow_instance_id, step_id=step_id, version=0)
+        session.add(row)
+    row.state, row.updated_at = state, datetime.now(UTC)
+    row.version += 1

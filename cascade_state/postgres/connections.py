@@ -129,7 +129,8 @@ class KeptConnections:
     """A few autocommit connections that stay checked out, for operations that are one statement.
 
     Taking one from here costs nothing; a checkout from the pool and its return cost as much as the statement
-    itself. They are opened when first needed, and replaced when they break.
+    itself. They are opened when first needed, and replaced when they break. One that is put back goes to whoever
+    waits longest, and never to a task that comes just then: it would come again and again, and others never.
     """
 
     def __init__(self, engine: AsyncEngine, size: int) -> None:
@@ -137,7 +138,7 @@ class KeptConnections:
         self._size = size
         self._free: list[Kept] = []
         self._open = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[Kept | None]] = deque()  # None: there is room to open one
         self._drops: set[asyncio.Task[None]] = set()
         self._closed = False
         self._all_closed = asyncio.Event()
@@ -151,15 +152,15 @@ class KeptConnections:
         """Takes a connection back; one that broke is replaced when it is needed."""
         if self._closed or kept[1].is_closed() or kept[1].is_in_transaction():
             self._drop(kept)  # in a transaction: cancelled while it was being ended
-        else:
+            self._wake_one(None)
+        elif not self._wake_one(kept):
             self._free.append(kept)
-        self._wake_one()
 
     async def close(self) -> None:
         """Closes all connections, those that are lent when they are put back; returns when all are closed."""
         self._closed = True
         while self._waiting:
-            self._wake_one()
+            self._wake_one(None)
         while self._free:
             connection, _ = self._free.pop()
             await _close(connection)
@@ -188,14 +189,24 @@ class KeptConnections:
                 return kept
             if self._open < self._size:
                 return await self._opened()
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            turn: asyncio.Future[Kept | None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             try:
-                await turn
+                given = await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._wake_one()  # the turn was given to a task that cannot use it any more
+                if turn.done() and not turn.cancelled():  # it was given to a task that cannot use it any more
+                    self._pass_on(turn.result())
                 raise
+            if given is not None:
+                if not given[1].is_closed():
+                    return given
+                self._drop(given)
+
+    def _pass_on(self, given: Kept | None) -> None:
+        if given is None:
+            self._wake_one(None)
+        else:
+            self.put_back(given)
 
     async def _opened(self) -> Kept:
         self._open += 1
@@ -206,7 +217,7 @@ class KeptConnections:
                 return connection, await driver_of(connection)
         except BaseException:
             self._one_less()
-            self._wake_one()
+            self._wake_one(None)
             raise
 
     def _drop(self, kept: Kept) -> None:
@@ -223,12 +234,14 @@ class KeptConnections:
         if self._closed and not self._open:
             self._all_closed.set()
 
-    def _wake_one(self) -> None:
+    def _wake_one(self, kept: Kept | None) -> bool:
+        """Gives a connection, or the room for one, to whoever waits longest; returns whether anybody waits."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(None)
-                return
+                turn.set_result(kept)
+                return True
+        return False
 
 
 async def _close(connection: AsyncConnection) -> None:

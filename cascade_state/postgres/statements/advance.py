@@ -547,14 +547,18 @@ class _Builder:
             advanced.c.written_at.label("recorded_at"),
         )
         if not self._shape.is_new:
-            rows = rows.add_columns(self._feed_place().label("recorded_xid"))
+            place = self._feed_place()
+            rows = rows.join(place, place.c.item == advanced.c.item).add_columns(place.c.recorded_xid)
         self._parts.append(_insert(flow_events, rows).cte("appended_events"))
 
-    def _feed_place(self) -> ColumnElement[int]:
-        """This transaction's id, or that of the flow's last event if that is higher.
+    def _feed_place(self) -> CTE:
+        """For each flow this transaction's id, or that of the flow's last event if that is higher.
 
         A unit of work that began before the flow's last advance has a lower id than it; the feed, which is ordered by
         this column, would then show the flow's events the wrong way round.
+
+        It is looked up once a flow, not once an event. The planner must see that, too: or else it takes a plan made for
+        any parameters to be too costly, and makes a new one at each execution.
         """
         advanced, last = self._advanced, flow_events.alias("last_event")
         before = (
@@ -567,7 +571,8 @@ class _Builder:
             .correlate(advanced)
             .scalar_subquery()
         )
-        return func.greatest(func.pg_current_xact_id(), before)
+        place = func.greatest(func.pg_current_xact_id(), before).label("recorded_xid")
+        return select(advanced.c.item, place).cte("feed_place").prefix_with("MATERIALIZED")
 
     # How parts are made
 

@@ -1,0 +1,108 @@
+"""The few connections that single statements share: lent in turn, replaced when they break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from cascade_state.errors import StoreNotOpen
+from cascade_state.postgres.connections import KeptConnections
+
+pytestmark = pytest.mark.postgres
+
+_PATIENCE_SECONDS = 10
+
+
+@pytest_asyncio.fixture
+async def kept(database_url: str) -> AsyncIterator[KeptConnections]:
+    url = database_url.replace("postgresql://", "postgresql+asyncpg://")
+    engine = create_async_engine(url, poolclass=NullPool)
+    connections = KeptConnections(engine, 2)
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        yield connections
+        await connections.close()
+    await engine.dispose()
+
+
+async def _queued(kept: KeptConnections) -> asyncio.Task[object]:
+    """A task that waits for a connection."""
+    task = asyncio.ensure_future(kept.take())
+    await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+async def test_whoever_waits_longest_gets_the_connection_that_is_put_back(kept: KeptConnections) -> None:
+    one, other = await kept.take(), await kept.take()
+    first, second = await _queued(kept), await _queued(kept)
+    kept.put_back(one)
+    newcomer = asyncio.ensure_future(kept.take())  # in the same turn: it must not be there first
+    assert await first is one
+    kept.put_back(other)
+    assert await second is other
+    assert not newcomer.done()
+    kept.put_back(one)
+    assert await newcomer is one
+    kept.put_back(one)
+    kept.put_back(other)
+
+
+async def test_a_connection_given_to_a_cancelled_task_goes_to_the_next(kept: KeptConnections) -> None:
+    one, other = await kept.take(), await kept.take()
+    first, second = await _queued(kept), await _queued(kept)
+    kept.put_back(one)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await second is one
+    kept.put_back(one)
+    kept.put_back(other)
+
+
+async def test_who_waits_is_given_a_new_connection_for_a_broken_one(kept: KeptConnections) -> None:
+    one, other = await kept.take(), await kept.take()
+    first, second = await _queued(kept), await _queued(kept)
+    one[1].terminate()
+    kept.put_back(one)  # broken before it was put back
+    new = await first
+    assert new is not one
+    assert isinstance(new, tuple)
+    kept.put_back(other)
+    other[1].terminate()  # broken on its way to who waits
+    newer = await second
+    assert isinstance(newer, tuple)
+    assert newer is not other
+    assert not newer[1].is_closed()
+    kept.put_back(new)
+    kept.put_back(newer)
+
+
+async def test_a_cancelled_task_passes_the_room_on(kept: KeptConnections) -> None:
+    one, other = await kept.take(), await kept.take()
+    first, second = await _queued(kept), await _queued(kept)
+    one[1].terminate()
+    kept.put_back(one)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    new = await second
+    assert isinstance(new, tuple)
+    kept.put_back(new)
+    kept.put_back(other)
+
+
+async def test_closing_refuses_who_waits_and_waits_for_who_works(kept: KeptConnections) -> None:
+    one, other = await kept.take(), await kept.take()
+    waiting = await _queued(kept)
+    closing = asyncio.ensure_future(kept.close())
+    with pytest.raises(StoreNotOpen):
+        await waiting
+    kept.put_back(one)
+    assert not closing.done()
+    kept.put_back(other)
+    await closing
