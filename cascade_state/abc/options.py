@@ -52,4 +52,8 @@ class StoreOptions:
     @property
     def limits(self) -> Limits:
         """What validation needs to know."""
-        return Limits(max_document_bytes=self.max_document_bytes, max_attempts=self.max_attempts)
+        return Limits(
+            max_document_bytes=self.max_document_bytes,
+            max_attempts=self.max_attempts,
+            partition_count=self.partition_count,
+        )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from heapq import merge
 from itertools import islice
 
 from cascade_state.abc.events import Events
 from cascade_state.abc.guards import Guard
 from cascade_state.errors import InvalidArgument
 from cascade_state.memory.decoding import FEED, event_of
+from cascade_state.memory.rows import HistoryRow
 from cascade_state.memory.runners import Runner
+from cascade_state.memory.schema import FEED_BUCKETS
 from cascade_state.memory.transaction import View
 from cascade_state.model.advance import Limits
 from cascade_state.model.events import FlowEvent
 from cascade_state.model.lists import decode_cursor
 
-__all__ = ["MemoryEvents"]
+__all__ = ["MemoryEvents", "feed_rows"]
 
 
 class MemoryEvents(Events):
@@ -24,8 +28,8 @@ class MemoryEvents(Events):
         super().__init__(guard, limits)
         self._runner = runner
 
-    async def _read(self, after: str | None, limit: int) -> list[FlowEvent]:
-        return await self._runner.run(_read, _position(after), limit)
+    async def _read(self, after: str | None, limit: int, partition_id: int | None) -> list[FlowEvent]:
+        return await self._runner.run(_read, _position(after), limit, partition_id, self._limits.partition_count)
 
 
 def _position(after: str | None) -> int | None:
@@ -36,7 +40,26 @@ def _position(after: str | None) -> int | None:
     return None if key is None else int(key[0])
 
 
-def _read(view: View, position: int | None, limit: int) -> list[FlowEvent]:
+def _read(
+    view: View, position: int | None, limit: int, partition_id: int | None, partition_count: int
+) -> list[FlowEvent]:
+    if partition_id is not None:
+        rows = feed_rows(view, partition_id, partition_count, position)
+    else:
+        rows = view.flow_events.select("feed", after=_behind(position))
+    return [event_of(row) for row in islice(rows, limit)]
+
+
+def feed_rows(view: View, partition_id: int, partition_count: int, position: int | None) -> Iterator[HistoryRow]:
+    """Yields the rows of one partition behind a position, in feed order; nothing may be written meanwhile."""
+    history, behind = view.flow_events, _behind(position)
+    buckets = range(partition_id, FEED_BUCKETS, partition_count)
+    for entry in merge(*(history.entries("partition feed", bucket, after=behind) for bucket in buckets)):
+        row = history.get(entry[-1])
+        if row is not None:
+            yield row
+
+
+def _behind(position: int | None) -> tuple[int] | None:
     # Behind every entry of this position: a key that follows it would begin with the next one.
-    behind = None if position is None else (position + 1,)
-    return [event_of(row) for row in islice(view.flow_events.select("feed", after=behind), limit)]
+    return None if position is None else (position + 1,)

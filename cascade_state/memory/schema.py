@@ -7,6 +7,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeAlias
 
+from cascade_state.ids import MAXIMUM_PARTITION_COUNT
 from cascade_state.memory.indexes import ClaimIndex, Index
 from cascade_state.memory.rows import (
     DefinitionRow,
@@ -23,9 +24,12 @@ from cascade_state.memory.sorted_keys import Entry
 from cascade_state.memory.tables import Table, Undo
 from cascade_state.model.timers import TimerStatus
 
-__all__ = ["TABLES", "new_table", "wait_key"]
+__all__ = ["FEED_BUCKETS", "TABLES", "new_table", "wait_key"]
 
 _Indexes: TypeAlias = dict[str, Index]
+
+# The feed is indexed by the most partitions there can be: a partition of a smaller count is several of these.
+FEED_BUCKETS = MAXIMUM_PARTITION_COUNT
 
 
 def new_table(name: str, undo: Undo) -> Table[Any, Any]:
@@ -161,7 +165,11 @@ def _history_indexes() -> _Indexes:
             return None
         return None, (row.position, (row.flow_instance_id.int, row.sequence))
 
-    return {"feed": Index(feed)}
+    def partition_feed(row: HistoryRow) -> tuple[int, Entry] | None:
+        placed = feed(row)
+        return None if placed is None else (row.flow_instance_id.int % FEED_BUCKETS, placed[1])
+
+    return {"feed": Index(feed), "partition feed": Index(partition_feed)}
 
 
 TABLES: dict[str, Callable[[], _Indexes]] = {

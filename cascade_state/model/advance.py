@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from cascade_state.errors import InvalidArgument, InvalidTransition, LeaseLost
-from cascade_state.ids import new_timer_id
+from cascade_state.ids import DEFAULT_PARTITION_COUNT, new_timer_id
 from cascade_state.model import documents
 from cascade_state.model.arguments import check_count, check_key, check_uuid
 from cascade_state.model.correlations import Delivery
@@ -46,6 +46,7 @@ class Limits:
 
     max_document_bytes: int = documents.DEFAULT_MAXIMUM_BYTES
     max_attempts: int = 20
+    partition_count: int = DEFAULT_PARTITION_COUNT
 
 
 @dataclass(frozen=True, slots=True)

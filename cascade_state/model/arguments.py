@@ -20,6 +20,7 @@ __all__ = [
     "check_key",
     "check_optional_instant",
     "check_optional_key",
+    "check_partition",
     "check_text",
     "check_uuid",
 ]
@@ -92,6 +93,11 @@ def check_duration(value: object, argument: str, *, allow_zero: bool = False) ->
     if value > MAXIMUM_DURATION:
         raise InvalidArgument(argument=argument, reason="is longer than a century")
     return value
+
+
+def check_partition(value: object, argument: str, partition_count: int) -> int:
+    """Returns `value` if it is one of the store's partitions, from 0 on."""
+    return check_count(value, argument, minimum=0, maximum=partition_count - 1)
 
 
 def check_count(value: object, argument: str, *, minimum: int = 1, maximum: int = _MAXIMUM_COUNT) -> int:

@@ -13,9 +13,13 @@ from cascade_state.model.events import FlowEvent
 from cascade_state.model.lists import decode_cursor, encode_cursor
 from cascade_state.postgres.direct import Record
 
-__all__ = ["decode_feed_position", "event_from_record"]
+__all__ = ["BEGINNING", "decode_feed_position", "event_from_record"]
 
 _SUBJECT = "events"
+
+# In front of every event: a transaction id (as text), a flow instance id and a sequence.
+BEGINNING = ("0", UUID(int=0), 0)
+
 _XID_LIMIT = 1 << 64
 _BIGINT_LIMIT = 1 << 63
 

@@ -12,6 +12,7 @@ import pytest
 
 from cascade_state.abc import Store, UnitOfWork
 from cascade_state.errors import InvalidArgument
+from cascade_state.ids import partition_of
 from cascade_state.model.events import FlowEvent, NewEvent
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.testing import factories
@@ -30,6 +31,11 @@ def _by_flow(events: Sequence[FlowEvent]) -> dict[UUID, list[int]]:
     for event in events:
         sequences[event.flow_instance_id].append(event.sequence)
     return dict(sequences)
+
+
+def _behind(events: Sequence[FlowEvent], event: FlowEvent) -> set[str]:
+    """Returns the positions of the events behind this one."""
+    return {other.position for other in events[events.index(event) + 1 :]}
 
 
 def _writer(target: Store, flow: FlowInstance, steps: Sequence[Sequence[NewEvent]], *, commits: bool) -> Actor:
@@ -124,6 +130,61 @@ class EventsContract(StoreContract):
         with pytest.raises(InvalidArgument) as caught:
             await store.events.read(limit=limit)  # type: ignore[arg-type]
         assert caught.value.argument == "limit"
+
+    # One partition
+
+    async def test_each_partition_has_the_events_of_its_flows(self, store: Store) -> None:
+        count = store.options.partition_count
+        flows = [await factories.add_flow(store) for _ in range(6)]
+        for flow in flows[::2]:
+            await store.advance(flow.complete_step("charge"))
+        whole = await read_feed(store, 15)
+        found = []
+        for partition_id in range(count):
+            events = await store.events.read(partition_id=partition_id)
+            of_partition = [event for event in whole if partition_of(event.flow_instance_id, count) == partition_id]
+            assert events == of_partition
+            found += events
+        assert len(found) == 15
+
+    async def test_a_partition_is_read_in_pieces_and_from_any_position(self, store: Store) -> None:
+        root = await factories.add_flow(store)
+        partition_id = partition_of(root.flow_instance_id, store.options.partition_count)
+        others = [await factories.add_flow(store) for _ in range(3)]
+        root = await store.advance(root.complete_step("charge"))
+        root = await store.advance(root.complete_step("ship"))
+        whole = await read_feed(store, 4 + 2 * len(others))
+        own = [event for event in whole if event.flow_instance_id == root.flow_instance_id]
+        reads = store.events.read
+        strangers = {
+            flow.flow_instance_id
+            for flow in others
+            if partition_of(flow.flow_instance_id, store.options.partition_count) != partition_id
+        }
+        for event in whole:
+            behind = [other for other in whole if other.position in _behind(whole, event)]
+            expected = [other for other in behind if other.flow_instance_id not in strangers]
+            assert await reads(partition_id=partition_id, after=event.position) == expected
+        pieces = []
+        position = None
+        while piece := await reads(partition_id=partition_id, after=position, limit=1):
+            pieces += piece
+            position = piece[-1].position
+        assert [event for event in pieces if event in own] == own
+
+    async def test_the_family_of_a_flow_is_in_its_partition(self, store: Store) -> None:
+        definition = await factories.deploy_flow_definition(store)
+        root = await factories.add_flow(store, definition)
+        child = await store.advance(root.child(definition).start())
+        await read_feed(store, 4)
+        events = await store.events.read(partition_id=partition_of(root.flow_instance_id, 256))
+        assert _by_flow(events) == {root.flow_instance_id: [1, 2], child.flow_instance_id: [1, 2]}
+
+    @pytest.mark.parametrize("partition_id", [-1, 256, 4096, True, 1.0, "1"])
+    async def test_a_partition_that_there_is_not_is_refused(self, store: Store, partition_id: object) -> None:
+        with pytest.raises(InvalidArgument) as caught:
+            await store.events.read(partition_id=partition_id)  # type: ignore[arg-type]
+        assert caught.value.argument == "partition_id"
 
     # Open transactions
 

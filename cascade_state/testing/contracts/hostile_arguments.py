@@ -71,6 +71,7 @@ _USABLE: dict[str, Any] = {
     "max_attempts": None,
     "mode": "first",
     "page_size": 10,
+    "partition_id": 3,
     "payload": {},
     "put_states": None,
     "reason": "enough",

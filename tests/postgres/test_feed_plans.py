@@ -1,0 +1,85 @@
+"""How PostgreSQL finds what the feed asks for: by an index, in its order, however long the history is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from cascade_state.postgres.direct import CompiledStatement, Statement
+from cascade_state.postgres.statements import events
+
+pytestmark = pytest.mark.postgres
+
+_FLOWS = 10_000
+_EVENTS_A_FLOW = 5
+_EARLY = {"after_xid": "0", "after_id": UUID(int=0), "after_sequence": 0}
+_LATE = {"after_xid": "590", "after_id": UUID(int=7), "after_sequence": 3}
+
+
+@pytest.fixture
+async def history(database_url: str) -> AsyncIterator[Any]:
+    """A connection to a database with a long history, in which an index matters and a short-cut shows."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("INSERT INTO flow_definitions VALUES ('plans', 1, '', '{}', now(), NULL)")
+        await connection.execute(
+            f"""
+            INSERT INTO flow_instances (partition_id, flow_instance_id, root_id, flow_id, flow_version, status,
+                                        trigger_data, version, event_count, created_at, updated_at)
+            SELECT n % 256, lpad(to_hex(n), 32, '0')::uuid, lpad(to_hex(n), 32, '0')::uuid, 'plans', 1, 'RUNNING',
+                   '{{}}', 1, {_EVENTS_A_FLOW}, now(), now()
+            FROM generate_series(0, {_FLOWS - 1}) AS n
+            """
+        )
+        await connection.execute(
+            f"""
+            INSERT INTO flow_events (partition_id, flow_instance_id, sequence, event_type, payload, recorded_at,
+                                     recorded_xid)
+            SELECT n % 256, lpad(to_hex(n), 32, '0')::uuid, s, 'noted', '{{}}', now(),
+                   (s * 100 + n % 100)::text::xid8
+            FROM generate_series(0, {_FLOWS - 1}) AS n, generate_series(1, {_EVENTS_A_FLOW}) AS s
+            """
+        )
+        await connection.execute("VACUUM ANALYZE")
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _plan(connection: Any, statement: Statement, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the nodes of the plan for these values, without those that only compute a value."""
+    compiled = CompiledStatement(statement, None)
+    arguments = compiled.arguments({"limit": 500, **values})
+    explained = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {compiled.text}", *arguments)
+    return [node for node in _nodes(json.loads(explained)[0]["Plan"]) if node["Node Type"] != "Result"]
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from _nodes(part)
+
+
+@pytest.mark.parametrize(
+    ("statement", "values", "index"),
+    [
+        (events.READ_FIRST, {}, "ix_flow_events_feed"),
+        (events.READ_BEHIND, _LATE, "ix_flow_events_feed"),
+        (events.READ_PARTITION, {"partition_id": 7, **_EARLY}, "ix_flow_events_partition_feed"),
+        (events.READ_PARTITION, {"partition_id": 7, **_LATE}, "ix_flow_events_partition_feed"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Statement) else "",
+)
+async def test_the_feed_is_read_along_an_index(
+    history: Any, statement: Statement, values: dict[str, Any], index: str
+) -> None:
+    nodes = await _plan(history, statement, values)
+    kinds = [node["Node Type"] for node in nodes]
+    assert kinds == ["Limit", "Index Scan"]
+    assert nodes[1]["Index Name"] == index
+    assert "Filter" not in nodes[1]  # nothing is read that is not wanted
