@@ -22,7 +22,8 @@ The tree, by what the caller can do about it:
     │   ├── SerializationError     a stored document cannot be read back; entity, key
     │   └── SchemaMismatch         expected, found
     └── TestDatabaseError          testing: DatabaseAlreadyExists · DatabaseNotFound · DatabaseInUse ·
-                                   InvalidDatabaseName · PermissionDenied · ServerUnavailable · TemplateBusy
+                                   InvalidDatabaseName · PermissionDenied · ServerUnavailable · TemplateBusy ·
+                                   PoolTimeout · PoolClosed
 
 Each class builds its message from keyword-only facts, keeps them as attributes, and pickles. No message,
 attribute or repr carries a payload or a password. Anybody above `ids` may import this module.
@@ -53,6 +54,8 @@ __all__ = [
     "LockNotAcquired",
     "NotFound",
     "PermissionDenied",
+    "PoolClosed",
+    "PoolTimeout",
     "SchemaMismatch",
     "SerializationError",
     "ServerUnavailable",
@@ -427,3 +430,32 @@ class TemplateBusy(TestDatabaseError, TimeoutError):
             process_id=process_id,
             application_name=application_name,
         )
+
+
+class PoolTimeout(TestDatabaseError, TimeoutError):
+    """No test database of the pool became free in time; return what is leased, wait longer, or raise `max_size`.
+
+    `reason` tells what held the pool up.
+    """
+
+    template: str
+    waited: float
+    reason: str
+
+    def __init__(self, *, template: str, waited: float, reason: str = "") -> None:
+        super().__init__(
+            f"no test database of template {_shown(template)} became free within {waited:.1f} s"
+            + (f": {reason}" if reason else ""),
+            template=template,
+            waited=waited,
+            reason=reason,
+        )
+
+
+class PoolClosed(TestDatabaseError):
+    """The pool of test databases is not open, or was closed while this caller waited. Use it inside `async with`."""
+
+    template: str
+
+    def __init__(self, *, template: str) -> None:
+        super().__init__(f"the pool of template {_shown(template)} is not open", template=template)

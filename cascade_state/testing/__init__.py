@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from cascade_state.testing.clock import FrozenClock
     from cascade_state.testing.databases import TemporaryDatabase
     from cascade_state.testing.hashing import DirectoryHash, hash_directory, migration_hash
+    from cascade_state.testing.pool import BlockingPool, DatabasePool, PooledDatabase, PoolStatistics
     from cascade_state.testing.server import PostgresServer, shared_server
 
 __all__ = [
+    "BlockingPool",
+    "DatabasePool",
     "DirectoryHash",
     "FrozenClock",
+    "PoolStatistics",
+    "PooledDatabase",
     "PostgresServer",
     "TemporaryDatabase",
     "hash_directory",
@@ -25,8 +30,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BlockingPool": "pool",
+    "DatabasePool": "pool",
     "DirectoryHash": "hashing",
     "FrozenClock": "clock",
+    "PoolStatistics": "pool",
+    "PooledDatabase": "pool",
     "PostgresServer": "server",
     "TemporaryDatabase": "databases",
     "hash_directory": "hashing",

@@ -6,7 +6,7 @@ The only file of `testing` that knows the driver.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -31,6 +31,7 @@ __all__ = [
     "database_of",
     "is_lock_timeout",
     "is_template_mark",
+    "open_connection",
     "plain_url",
     "quoted",
     "translated",
@@ -115,6 +116,20 @@ async def connect(url: str, *, application_name: str = "cascade_state testing") 
             await connection.close(timeout=_CONNECT_SECONDS)
 
 
+async def open_connection(url: str, *, application_name: str, settings: Mapping[str, str]) -> Connection:
+    """Returns a connection that is kept: its statements are prepared once. Whoever has it closes it.
+
+    Raises:
+        ServerUnavailable: Nobody answers, or the server takes no more connections.
+        PermissionDenied: Wrong role or password.
+        DatabaseNotFound: There is no such database.
+    """
+    with translated(database_of(url)):
+        return await asyncpg.connect(
+            url, timeout=_CONNECT_SECONDS, server_settings={"application_name": application_name, **settings}
+        )
+
+
 @contextmanager
 def translated(database: str) -> Iterator[None]:
     """Turns the driver's errors of a command about this database into ours, by SQLSTATE."""
@@ -132,7 +147,8 @@ def translated(database: str) -> Iterator[None]:
         raise PermissionDenied(reason=_one_line(exc)) from exc
     except (
         pg.CannotConnectNowError,
-        pg.TooManyConnectionsError,
+        pg.InsufficientResourcesError,  # a full disk, no memory, no more connections
+        pg.PostgresSystemError,  # a file that cannot be written or read
         pg.AdminShutdownError,
         pg.CrashShutdownError,
         pg.PostgresConnectionError,

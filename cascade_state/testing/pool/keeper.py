@@ -1,0 +1,312 @@
+"""The keeper: what a pool does in the background, so that a database is ready before it is asked for.
+
+It looks whenever something was taken or given back, whenever somebody waits, and now and then. Each time it settles
+what became of lost holders, decides how many databases there should be, and starts makers for those that are not
+ready. Any number of keepers, in any number of processes, may work on one pool: a decision is taken under a lock, a
+job is claimed by one of them.
+
+Only the pool imports this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from cascade_state.errors import (
+    DatabaseAlreadyExists,
+    DatabaseInUse,
+    DatabaseNotFound,
+    ServerUnavailable,
+    TestDatabaseError,
+)
+from cascade_state.testing.connections import Connection, quoted, translated
+from cascade_state.testing.pool import upkeep
+from cascade_state.testing.pool.session import GRACE, PoolSession
+from cascade_state.testing.pool.slots import database_name
+
+__all__ = ["PATIENCE_SECONDS", "Counters", "Keeper", "PoolOptions"]
+
+_logger = logging.getLogger(__name__)
+
+_WAITED_FOR_SECONDS = 0.1  # between two looks while somebody waits
+_IDLE_SECONDS = 2.0  # otherwise; a holder that is gone is then noticed before the next test wants its database
+_RETRY_SECONDS = (0.05, 0.2)  # before the second and the third attempt to copy
+_PROBED_NAMES = 100  # beyond max_size: names that databases of others may have
+
+# How long a server may be away (restarting, out of room) before whoever waits is told.
+PATIENCE_SECONDS = 5.0
+_PARALLEL = max(2, os.cpu_count() or 1)
+
+
+class _Postponed(Exception):
+    """Somebody is connected to a database that is to be dropped, and must not be cut off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    """What a pool was told."""
+
+    template: str
+    initial_size: int
+    max_size: int
+    max_databases: int | None
+    name_prefix: str
+    owner: str | None
+    reclaim_after: timedelta
+    unclaimed_after: timedelta
+    shrink_after: timedelta
+
+
+@dataclass(slots=True)
+class Counters:
+    """What this pool object has done since it was made."""
+
+    handed_out: int = 0
+    returned_clean: int = 0
+    returned_dirty: int = 0
+    copies_made: int = 0
+    copies_failed: int = 0
+    recovered: int = 0  # from holders that were gone, or from nobody in particular
+
+
+@dataclass(slots=True)
+class Keeper:
+    """The background work of one open pool."""
+
+    session: PoolSession
+    options: PoolOptions
+    counters: Counters
+    waiting: Callable[[], int]
+    report: Callable[[Exception], None]
+    """Told what made a copy fail for good; it is for whoever waits."""
+    trouble: str = ""
+    """What made the last attempt to copy fail."""
+    _is_paused: bool = False
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _look: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_wanted: bool = True  # somebody asked since the last look: only then others are evicted, and failures forgotten
+    _has_failed: bool = False
+    _recovered_at: float = float("-inf")
+    _makers: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def wake(self, *, wanted: bool = False) -> None:
+        """Makes the keeper look soon."""
+        self._is_wanted = self._is_wanted or wanted
+        self._look.set()
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        try:
+            while True:
+                async with self._looking:
+                    if not self._is_paused:
+                        await self._look_around()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_WAITED_FOR_SECONDS if self.waiting() else _IDLE_SECONDS):
+                        await self._look.wait()
+                self._look.clear()
+        finally:
+            await self._end_makers()
+
+    @asynccontextmanager
+    async def pause(self) -> AsyncIterator[None]:
+        """Stops the work, waits for what is under way, and goes on at the end."""
+        self._is_paused = True
+        try:
+            async with self._looking:
+                while self._makers:
+                    await asyncio.wait(self._makers)
+            yield
+        finally:
+            self._is_paused = False
+            self.wake()
+
+    async def work_off(self) -> None:
+        """Does all open jobs and returns, or raises what goes wrong; for a pool that is paused."""
+        while await self._one_job():
+            pass
+
+    async def _end_makers(self) -> None:
+        for maker in self._makers:
+            maker.cancel()
+        if self._makers:
+            await asyncio.wait(self._makers)
+
+    async def _look_around(self) -> None:
+        is_wanted, self._is_wanted = self._is_wanted or self.waiting() > 0, False
+        if is_wanted:
+            self._has_failed = False
+        try:
+            async with self.session.worker() as connection:
+                if self._is_time_to_recover():
+                    await self._recover(connection)
+                jobs = await self._plan(connection, is_wanted)
+        except ServerUnavailable as exc:  # whoever waits finds out by itself
+            _logger.warning("pool of %s: %s", self.options.template, exc)
+            await asyncio.sleep(_WAITED_FOR_SECONDS)
+            return
+        except TestDatabaseError as exc:
+            self._fail(exc)
+            return
+        if self._has_failed:
+            return  # until somebody asks again
+        for _ in range(min(jobs, _PARALLEL) - len(self._makers)):
+            maker = asyncio.ensure_future(self._make())
+            self._makers.add(maker)
+            maker.add_done_callback(self._makers.discard)
+
+    def _is_time_to_recover(self) -> bool:
+        # A look after each test must stay cheap.
+        now = time.monotonic()
+        if now - self._recovered_at < (_WAITED_FOR_SECONDS if self.waiting() else _IDLE_SECONDS) * 0.9:
+            return False
+        self._recovered_at = now
+        return True
+
+    async def _recover(self, connection: Connection) -> None:
+        """Settles what became of databases whose holders are gone, or that are gone themselves."""
+        await connection.fetch(upkeep.MARK_MISSING)
+        for row in await connection.fetch(upkeep.FORGET_GONE, GRACE):
+            self.counters.recovered += 1
+            _logger.info("database %s: its holder (pid %s) is gone", row["database"], row["process_id"])
+        await connection.fetch(upkeep.MARK_STALE, self.options.template)
+        await connection.fetch(upkeep.NOTE_CONNECTED, self.options.template)
+
+    async def _plan(self, connection: Connection, is_wanted: bool) -> int:
+        """Decides how many databases there should be; returns how many jobs are open."""
+        options = self.options
+        counts = await self._count(connection)
+        short = options.initial_size + self.waiting() - counts["ready"] - counts["recycling"]
+        if short > 0 and counts["total"] < options.max_size:
+            counts = await self._grow(connection, is_wanted)
+        elif short < 0 and not is_wanted:
+            await connection.fetch(upkeep.SHRINK, options.template, options.initial_size, options.shrink_after)
+        if self.waiting() and not counts["ready"] and counts["recycling"] < self.waiting():
+            counts = await self._reclaim(connection, self.waiting() - counts["recycling"]) or counts
+        return int(counts["open_jobs"])
+
+    async def _grow(self, connection: Connection, is_wanted: bool) -> Any:
+        options = self.options
+        async with connection.transaction():
+            await connection.fetchval(upkeep.ONE_AT_A_TIME)
+            counts = await self._count(connection)
+            wanted = options.initial_size + self.waiting() - counts["ready"] - counts["recycling"]
+            wanted = min(wanted, options.max_size - counts["total"])
+            if options.max_databases is not None:
+                room = options.max_databases - counts["everywhere"]
+                if is_wanted and room + counts["doomed"] < wanted:
+                    await connection.fetch(upkeep.EVICT, options.template, wanted - room - counts["doomed"])
+                wanted = min(wanted, room)
+            if wanted > 0:
+                numbers = list(range(options.max_size + _PROBED_NAMES))
+                names = [database_name(options.name_prefix, number) for number in numbers]
+                await connection.fetch(upkeep.GROW, options.template, numbers, names, wanted)
+            return await self._count(connection)
+
+    async def _reclaim(self, connection: Connection, count: int) -> Any:
+        options = self.options
+        rows = await connection.fetch(
+            upkeep.RECLAIM, options.template, count, options.reclaim_after, options.unclaimed_after
+        )
+        self.counters.recovered += len(rows)
+        return await self._count(connection) if rows else None
+
+    async def _count(self, connection: Connection) -> Any:
+        return await connection.fetchrow(upkeep.COUNTS, self.options.template)
+
+    async def _make(self) -> None:
+        """Does open jobs, one after the other, until there is none."""
+        away_since: float | None = None
+        while not self._has_failed:
+            try:
+                if not await self._one_job():
+                    return
+                away_since = None
+            except ServerUnavailable as exc:
+                self.trouble = str(exc)
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > PATIENCE_SECONDS:
+                    self._fail(exc)
+                    return
+                await asyncio.sleep(_RETRY_SECONDS[-1])
+            except TestDatabaseError as exc:
+                self._fail(exc)
+
+    def _fail(self, exc: TestDatabaseError) -> None:
+        self._has_failed = True
+        self.counters.copies_failed += 1
+        _logger.warning("pool of %s: a copy failed: %s", self.options.template, exc)
+        self.report(exc)
+
+    async def _one_job(self) -> bool:
+        """Does an open job; False when there is none that can be done now."""
+        async with self.session.clones, self.session.worker() as connection:
+            job = await connection.fetchrow(upkeep.CLAIM, self.options.template, self.session.holder)
+            if job is None:
+                return False
+            try:
+                await self._do(connection, job)
+            except _Postponed:
+                await self._release(job)
+            except BaseException:
+                await self._release(job)
+                raise
+            return True
+
+    async def _do(self, connection: Connection, job: Any) -> None:
+        key = (job["template"], job["number"], self.session.holder)
+        if job["is_doomed"]:
+            await self._drop(connection, job)
+            await connection.fetch(upkeep.VANISH, *key)
+            self.wake()  # there is room for others now
+            return
+        for pause in (*_RETRY_SECONDS, None):
+            try:
+                await self._copy(connection, job)
+                break
+            except (DatabaseInUse, DatabaseAlreadyExists) as exc:  # a session that leaves, a copy of a killed maker
+                self.trouble = str(exc)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+        self.trouble = ""
+        self.counters.copies_made += 1
+        await connection.fetch(upkeep.FINISH, *key, job["template_oid"])
+
+    async def _copy(self, connection: Connection, job: Any) -> None:
+        template = job["template"]
+        if job["template_oid"] is None:
+            raise DatabaseNotFound(database=template)
+        await self._drop(connection, job)
+        owner = f"OWNER {quoted(self.options.owner)}" if self.options.owner else ""
+        strategy = self.session.server.copy_strategy
+        with translated(template):
+            await connection.execute(
+                f"CREATE DATABASE {quoted(job['database'])} TEMPLATE {quoted(template)} {owner} {strategy}"
+            )
+
+    async def _drop(self, connection: Connection, job: Any) -> None:
+        force = "WITH (FORCE)" if job["may_disconnect"] else ""
+        try:
+            with translated(job["database"]):
+                await connection.execute(f"DROP DATABASE IF EXISTS {quoted(job['database'])} {force}")
+        except DatabaseInUse as exc:
+            raise _Postponed from exc
+
+    async def _release(self, job: Any) -> None:
+        """Leaves a job to whoever looks next; on another connection, for the own may be in the middle of something."""
+
+        async def release() -> None:
+            with contextlib.suppress(ServerUnavailable):
+                await self.session.fetchrow(upkeep.RELEASE, job["template"], job["number"], self.session.holder)
+
+        await asyncio.shield(release())

@@ -1,0 +1,86 @@
+"""Templates and helpers for the tests of the pool; every test has a template of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from cascade_state.testing import PostgresServer
+from cascade_state.testing.blocking import run_blocking
+
+WAIT = 30.0
+
+Connect = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(url, **options)
+    try:
+        yield connection
+    finally:
+        if not connection.is_closed():
+            await connection.close()
+
+
+async def filled(url: str) -> None:
+    async with connected(url) as connection:
+        await connection.execute("CREATE TABLE colour (name text); INSERT INTO colour VALUES ('red')")
+
+
+async def drop_everything(server: PostgresServer, template: str) -> None:
+    """Drops the template and the copies that pools made of it, and forgets them."""
+    async with connected(server.url) as connection:
+        names = [
+            row[0]
+            for row in await connection.fetch(
+                "SELECT datname FROM pg_database WHERE starts_with(datname::text, $1)", template
+            )
+        ]
+    for name in names:
+        await server.drop_database(name, force=True)
+    with contextlib.suppress(asyncpg.InvalidCatalogNameError):
+        async with connected(server.url_for("cascade_state_pools_1")) as books:
+            await books.execute("DELETE FROM slots WHERE starts_with(template, $1)", template)
+
+
+@pytest.fixture
+def connect() -> Connect:
+    """Opens a connection for a block."""
+    return connected
+
+
+@pytest.fixture
+def template(server: PostgresServer) -> Iterator[str]:
+    """A template of this test's own, with one table of one row."""
+    name = f"pool_{secrets.token_hex(6)}"
+    run_blocking(server.ensure_template_exists(name, filled))
+    yield name
+    run_blocking(drop_everything(server, name))
+
+
+@pytest.fixture
+def rows_of() -> Callable[[str], Awaitable[list[str]]]:
+    """Reads what is in the table of a copy."""
+
+    async def rows(url: str) -> list[str]:
+        async with connected(url) as connection:
+            return [row[0] for row in await connection.fetch("SELECT name FROM colour ORDER BY name")]
+
+    return rows
+
+
+@pytest.fixture
+def change() -> Callable[[str], Awaitable[None]]:
+    """Changes a copy, so that whoever gets it next could tell."""
+
+    async def run(url: str) -> None:
+        async with connected(url) as connection:
+            await connection.execute("INSERT INTO colour VALUES ('changed'); CREATE TABLE other ()")
+
+    return run
