@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cascade_state.abc.capabilities import Capabilities
     from cascade_state.abc.flow_instances import AddResult
+    from cascade_state.abc.hints import HintListener
     from cascade_state.abc.store import Store
     from cascade_state.abc.unit_of_work import UnitOfWork
     from cascade_state.clock import Clock
@@ -81,6 +82,7 @@ __all__ = [
     "FlowInstanceFilter",
     "FlowInstanceNotFound",
     "FlowStatus",
+    "HintListener",
     "InvalidArgument",
     "InvalidDefinition",
     "InvalidTransition",
@@ -143,6 +145,7 @@ _HOMES = {
     "FlowInstanceFilter": "model.filters",
     "FlowInstanceNotFound": "errors",
     "FlowStatus": "model.flow_status",
+    "HintListener": "abc.hints",
     "InvalidArgument": "errors",
     "InvalidDefinition": "errors",
     "InvalidTransition": "errors",

@@ -14,6 +14,7 @@ from cascade_state.abc.correlations import Correlations
 from cascade_state.abc.events import Events
 from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import AddResult, FlowInstances
+from cascade_state.abc.hints import HintListener
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.store import Store
 from cascade_state.abc.timers import Timers
@@ -27,6 +28,7 @@ __all__ = [
     "Events",
     "FlowDefinitions",
     "FlowInstances",
+    "HintListener",
     "Store",
     "StoreOptions",
     "Timers",

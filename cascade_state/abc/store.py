@@ -8,6 +8,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -20,6 +21,7 @@ from cascade_state.abc.events import Events
 from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import FlowInstances
 from cascade_state.abc.guards import Stage, StoreGuard
+from cascade_state.abc.hints import HintListener, HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.timers import Timers
 from cascade_state.abc.unit_of_work import UnitOfWork
@@ -156,6 +158,24 @@ class Store(Advancing, ABC):
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
             attempt += 1
 
+    def listen(self, topic: HintTopic = "work") -> HintListener:
+        """Returns a listener for commits of any process: `async with store.listen() as hints: await hints.wait(…)`.
+
+        Any number of them may listen; a store needs one connection for all. Behind a transaction pooler that is a
+        connection to `direct_url`; without one, and with `hints=False`, nothing is heard, and `is_listening` says so.
+
+        Args:
+            topic: "work": what workers claim; "events": what the feed reads.
+        """
+        self._guard.call(writes=False)
+        if topic not in ("work", "events"):
+            raise UsageError(f"unknown topic {topic!r}")
+        return self._listener(topic)
+
+    @abstractmethod
+    async def now(self) -> datetime:
+        """Returns the current instant by the clock that judges due times and leases: the database's, or `clock`."""
+
     @abstractmethod
     async def migrate(self) -> None:
         """Brings the schema to this version's, under an advisory lock: any number of processes at once upgrade once.
@@ -182,6 +202,9 @@ class Store(Advancing, ABC):
 
     @abstractmethod
     async def _close(self) -> None: ...
+
+    @abstractmethod
+    def _listener(self, topic: HintTopic) -> HintListener: ...
 
     @abstractmethod
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> UnitOfWork: ...

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from cascade_state.errors import SchemaMismatch, UsageError
+from cascade_state.memory.hints import HintBoard
 from cascade_state.memory.locks import Locks
 from cascade_state.memory.schema import TABLES, new_table
 from cascade_state.memory.tables import Table, Undo
@@ -28,6 +29,7 @@ class MemoryData:
         self.locks: Locks = Locks(self.loop)
         self.snapshots: set[Transaction] = set()  # open transactions that go on seeing what was
         self.feed_position: int = 0
+        self.hints: HintBoard = HintBoard(partition_count)
 
     def next_feed_position(self) -> int:
         """Returns the next place in the feed; commits are one after the other, so places are in commit order."""

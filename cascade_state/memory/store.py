@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from cascade_state.abc.capabilities import Capabilities
 from cascade_state.abc.guards import Stage
+from cascade_state.abc.hints import HintListener, HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.store import Isolation, Store
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.clock import SystemClock
 from cascade_state.errors import InvalidArgument
 from cascade_state.memory.data import MemoryData, close_data, open_data
+from cascade_state.memory.hints import MemoryHintListener
 from cascade_state.memory.repositories import attach_repositories
 from cascade_state.memory.runners import StoreRunner
 from cascade_state.memory.statistics import statistics_of
 from cascade_state.memory.transaction import Transaction
 from cascade_state.memory.unit_of_work import MemoryUnitOfWork, refuse_sql
+from cascade_state.model.arguments import check_instant
 from cascade_state.model.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -62,6 +66,10 @@ class MemoryStore(Store):
         """Whether the store was entered and not left yet."""
         return self._guard.stage is Stage.OPEN
 
+    async def now(self) -> datetime:
+        self._guard.call(writes=False)
+        return check_instant(self._clock.now(), "clock")
+
     async def migrate(self) -> None:
         """Does nothing: there is no schema to bring up."""
         self._guard.call(writes=True)
@@ -86,6 +94,9 @@ class MemoryStore(Store):
             transaction.close()
         self.open_transactions.clear()
         close_data(self._name, self._data)
+
+    def _listener(self, topic: HintTopic) -> HintListener:
+        return MemoryHintListener(self._data.hints, topic)
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> UnitOfWork:
         transaction = Transaction(self._data, self._clock, isolation=isolation)

@@ -104,6 +104,7 @@ class Direct(View):
         self._held = data.locks.held
         for name, table in data.tables.items():
             setattr(self, name, table)
+        self._names: dict[Any, str] = {table: name for name, table in data.tables.items()}
 
     def call(self, body: Callable[Concatenate[View, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs one call; if it fails, it was never there."""
@@ -113,6 +114,8 @@ class Direct(View):
         except BaseException:
             undo.back_to(0)
             raise
+        if self._data.hints and undo.changes:
+            self._data.hints.tell((self._names[rows], key, rows.get(key)) for rows, key, _ in undo.changes)
         undo.changes.clear()
         return result
 
@@ -244,6 +247,9 @@ class Transaction(LockOwner, View):
                 before = table.drop(key) if row is None else table.set(key, row)
                 for snapshot in observers:
                     snapshot.remember(name, key, before)
+        if data.hints:
+            layers = self._layers.items()
+            data.hints.tell((name, key, layer.top.get(key)) for name, layer in layers for key in layer.changed)
         if observers:
             changed = {key for key, _ in self.taken if data.locks.held[key].exclusive is self}
             for snapshot in observers:

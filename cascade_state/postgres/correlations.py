@@ -54,8 +54,6 @@ class PostgresCorrelations(Correlations):
         )
         # Also when its id is remembered: whoever published it first may have been stopped before the match.
         deliveries = await match_keys(executor, [key])
-        for delivery in deliveries:
-            executor.hint(executor.partition_of(delivery.flow_instance_id))
         return [delivery for delivery in deliveries if delivery.event_id == publication.event_id]
 
     # Claiming
@@ -130,6 +128,7 @@ class PostgresCorrelations(Correlations):
 
     async def _release(self, held: Sequence[HeldDelivery]) -> None:
         await self._all_or_nothing(statements.RELEASE, held)
+        self._hint(held)
 
     async def _all_or_nothing(self, statement: Any, held: Sequence[HeldDelivery]) -> None:
         wanted = tuple(dict.fromkeys(held))
@@ -149,6 +148,8 @@ class PostgresCorrelations(Correlations):
         }
         if not await self._executor.fetch(statements.RETRY, values):
             await self._give_up(held, error)  # no attempt is left; or the lease is lost, which it says
+        else:
+            self._hint([held])
 
     async def _give_up(self, held: HeldDelivery, reason: str) -> None:
         values = {
@@ -160,6 +161,10 @@ class PostgresCorrelations(Correlations):
         if not await self._executor.fetch(statements.BURY_HELD, values):
             raise _lost(held)
         await match_keys(self._executor, [held.correlation_key])
+
+    def _hint(self, held: Sequence[HeldDelivery]) -> None:
+        for item in held:
+            self._executor.hint(self._executor.partition_of(item.flow_instance_id))
 
     async def _cancel(self, flow_instance_id: UUID, step_id: str) -> bool:
         records = await self._executor.fetch(

@@ -16,11 +16,13 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cascade_state.abc.hints import HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import UsageError
 from cascade_state.ids import hash_key, partition_of, partition_of_key
 from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.hints import hint_payload
 from cascade_state.postgres.operations import Operation
 
 __all__ = ["ConnectionExecutor", "Executor", "lock_key"]
@@ -66,8 +68,8 @@ class Executor(ABC):
         """Whether statements run inside a longer transaction (a unit of work), rather than each on its own."""
 
     @abstractmethod
-    def hint(self, partition_id: int) -> None:
-        """Notes that something in a partition may have become claimable, to be told to others once it is committed."""
+    def hint(self, partition_id: int, topic: HintTopic = "work") -> None:
+        """Notes that something in a partition may be claimable, or was recorded, to be told once it is committed."""
 
     def now(self) -> datetime | None:
         """Returns the store's clock's instant to be bound as `now`; None lets the database's clock decide."""
@@ -100,10 +102,10 @@ class ConnectionExecutor(Executor):
         super().__init__(options, statements)
         self._connection = connection
         self._driver = driver
-        self.hinted: set[int] = set()  # for the owner of the transaction, who knows when it is committed
+        self.hinted: set[str] = set()  # for the owner of the transaction, who knows when it is committed
 
-    def hint(self, partition_id: int) -> None:
-        self.hinted.add(partition_id)
+    def hint(self, partition_id: int, topic: HintTopic = "work") -> None:
+        self.hinted.add(hint_payload(partition_id, topic))
 
     async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
         self._require_transaction()

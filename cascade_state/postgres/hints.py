@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Select, func, select
 
+from cascade_state.abc.hints import HintTopic
 from cascade_state.errors import StoreError, StoreNotOpen
 from cascade_state.ids import hash_key
 from cascade_state.postgres.connections import KeptConnections
@@ -21,7 +22,7 @@ from cascade_state.postgres.direct import Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.statements.parameters import TEXT, columns, param, relation
 
-__all__ = ["HintSender", "hint_channel"]
+__all__ = ["HintSender", "hint_channel", "hint_payload", "read_hint"]
 
 _log = logging.getLogger("cascade_state.hints")
 
@@ -33,28 +34,41 @@ def hint_channel(schema: str | None) -> str:
     return "cascade_state_hints" if schema is None else f"cascade_state_hints_{hash_key(schema):016x}"
 
 
+def hint_payload(partition_id: int, topic: HintTopic = "work") -> str:
+    """Returns what a notification carries: the number of the partition, after an `e` when events were recorded."""
+    return str(partition_id) if topic == "work" else f"e{partition_id}"
+
+
+def read_hint(payload: str) -> tuple[int, HintTopic] | None:
+    """Returns what a notification says, None for one that is no hint."""
+    number = payload.removeprefix("e")
+    if not (number.isascii() and number.isdigit()):
+        return None
+    return int(number), "work" if number == payload else "events"
+
+
 def _notify() -> Select[tuple[None]]:
-    partitions = relation("partition", {"number": TEXT}).subquery("partitions")
-    return select(func.pg_notify(param("channel", TEXT), partitions.c.number))
+    hints = relation("hint", {"payload": TEXT}).subquery("hints")
+    return select(func.pg_notify(param("channel", TEXT), hints.c.payload))
 
 
 _NOTIFY = Statement("hints.notify", _notify)
 
 
 class HintSender:
-    """Collects partitions and notifies them together."""
+    """Collects hints and sends them together."""
 
     def __init__(self, statements: StatementCache, kept: KeptConnections) -> None:
         self._statements = statements
         self._kept = kept
-        self._channel = hint_channel(statements.schema)
-        self._partitions: set[int] = set()
+        self.channel: str = hint_channel(statements.schema)
+        self._payloads: set[str] = set()
         self._sending: asyncio.Task[None] | None = None
 
-    def touch(self, partitions: Iterable[int]) -> None:
-        """Notes partitions in which something was committed; returns at once."""
-        self._partitions.update(partitions)
-        if self._partitions and (self._sending is None or self._sending.done()):
+    def touch(self, payloads: Iterable[str]) -> None:
+        """Notes what was committed where (`hint_payload`); returns at once."""
+        self._payloads.update(payloads)
+        if self._payloads and (self._sending is None or self._sending.done()):
             self._sending = asyncio.get_running_loop().create_task(self._send_soon())
 
     async def close(self) -> None:
@@ -63,19 +77,20 @@ class HintSender:
             await asyncio.wait({self._sending})
 
     async def _send_soon(self) -> None:
-        while self._partitions:
+        while self._payloads:
             await asyncio.sleep(_COALESCING_SECONDS)
-            partitions, self._partitions = self._partitions, set()
+            payloads, self._payloads = self._payloads, set()
             try:
-                await self._send(partitions)
+                await self.send(sorted(payloads))
             except (StoreError, StoreNotOpen) as error:
-                _log.info("hint lost partitions=%d reason=%s", len(partitions), error)
+                _log.info("hints lost count=%d reason=%s", len(payloads), error)
 
-    async def _send(self, partitions: set[int]) -> None:
-        values = columns("partition", ("number",), [(str(partition),) for partition in sorted(partitions)])
+    async def send(self, payloads: Iterable[str]) -> None:
+        """Sends notifications now."""
+        values = columns("hint", ("payload",), [(payload,) for payload in payloads])
         kept = await self._kept.take()
         try:
             with translated():
-                await self._statements.fetch(kept[1], _NOTIFY, {**values, "channel": self._channel})
+                await self._statements.fetch(kept[1], _NOTIFY, {**values, "channel": self.channel})
         finally:
             self._kept.put_back(kept)

@@ -24,7 +24,7 @@ async def match_keys(executor: Executor, keys: Iterable[str], *, patient: bool =
     """
     rows = [(executor.partition_of_key(key), key, executor.lock_key("correlation", key)) for key in dict.fromkeys(keys)]
     values = {**columns("key", tuple(KEY_COLUMNS), rows), "now": executor.now()}
-    return [
+    deliveries = [
         Delivery(
             correlation_key=record["correlation_key"],
             flow_instance_id=record["flow_instance_id"],
@@ -35,3 +35,6 @@ async def match_keys(executor: Executor, keys: Iterable[str], *, patient: bool =
         )
         for record in await executor.fetch(MATCH if patient else MATCH_UNLOCKED, values)
     ]
+    for delivery in deliveries:
+        executor.hint(executor.partition_of(delivery.flow_instance_id))
+    return deliveries

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -11,17 +14,28 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from cascade_state.abc.capabilities import Capabilities
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.guards import Stage
+from cascade_state.abc.hints import HintListener, HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.store import Isolation, Store
 from cascade_state.errors import UsageError
+from cascade_state.model.arguments import check_instant
 from cascade_state.model.statistics import Statistics
 from cascade_state.postgres import schema
 from cascade_state.postgres.connections import KEPT_LOCK_TIMEOUT, KeptConnections
 from cascade_state.postgres.direct import StatementCache
-from cascade_state.postgres.engine import DriverConnections, driver_url, pooled_engine, shown_url, unpooled_engine
+from cascade_state.postgres.engine import (
+    DriverConnections,
+    connect_arguments,
+    driver_url,
+    pooled_engine,
+    shown_url,
+    unpooled_engine,
+)
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.hints import HintSender
+from cascade_state.postgres.listening import HintReceiver, PostgresHintListener
 from cascade_state.postgres.repositories import attach_repositories
+from cascade_state.postgres.statements.instants import CURRENT_INSTANT
 from cascade_state.postgres.statistics import read_statistics
 from cascade_state.postgres.store_executor import StoreExecutor
 from cascade_state.postgres.unit_of_work import EnlistedUnitOfWork, OwnUnitOfWork
@@ -30,6 +44,8 @@ if TYPE_CHECKING:
     from cascade_state.postgres.embedded import EmbeddedServer
 
 __all__ = ["PostgresStore"]
+
+_log = logging.getLogger("cascade_state.store")
 
 _KEPT_CONNECTIONS = 4  # enough for every line of coalesced operations to have one in flight
 _KEPT_SETTINGS = {"lock_timeout": KEPT_LOCK_TIMEOUT}
@@ -54,6 +70,7 @@ class PostgresStore(Store):
         self._keeping: AsyncEngine
         self._kept: KeptConnections
         self._hints: HintSender | None
+        self._receiver: HintReceiver | None
         self._executor: StoreExecutor
         self._statements = StatementCache(options.schema)
         self._connections = DriverConnections()
@@ -90,6 +107,14 @@ class PostgresStore(Store):
                     connection, schema=self.options.schema, partition_count=self.options.partition_count
                 )
 
+    async def now(self) -> datetime:
+        self._guard.call(writes=False)
+        if self.options.clock is not None:
+            return check_instant(self.options.clock.now(), "clock")
+        (record,) = await self._executor.fetch(CURRENT_INSTANT, {})
+        now: datetime = record["instant"]
+        return now
+
     async def statistics(self) -> Statistics:
         self._guard.call(writes=False)
         return await read_statistics(self._executor)
@@ -109,6 +134,7 @@ class PostgresStore(Store):
         self._keeping = unpooled_engine(self._address, self.options, self._connections, _KEPT_SETTINGS)
         self._kept = KeptConnections(self._keeping, _KEPT_CONNECTIONS)
         self._hints = HintSender(self._statements, self._kept) if self.options.hints else None
+        self._receiver = self._hint_receiver()
         self._executor = StoreExecutor(self.options, self._statements, self._engine, self._kept, self._hints)
         attach_repositories(self, self._executor, self._guard, self._limits)
         try:
@@ -116,6 +142,14 @@ class PostgresStore(Store):
         except BaseException:
             await run_to_completion(self._close())
             raise
+
+    def _hint_receiver(self) -> HintReceiver | None:
+        if self._hints is None:
+            return None
+        if self.options.pooler is not None and self.options.direct_url is None:
+            return None
+        arguments = connect_arguments(self._direct_address("listening"), replace(self.options, pooler=None))
+        return HintReceiver(lambda: self._connections.connect(arguments), self._hints, self.options.partition_count)
 
     async def _start_server(self, server: EmbeddedServer) -> None:
         try:
@@ -146,10 +180,17 @@ class PostgresStore(Store):
 
     async def _finish_calls(self) -> None:
         """Waits for the single statements under way; what needs longer, and units of work, loses its connection."""
+        if self._receiver is not None:
+            await self._receiver.close()
         await self._executor.close()
         if self._hints is not None:
             await self._hints.close()
         await self._kept.close()
+
+    def _listener(self, topic: HintTopic) -> HintListener:
+        if self._receiver is None and self.options.hints:
+            _log.warning("not listening for hints reason=%r", "behind a transaction pooler listening needs direct_url=")
+        return PostgresHintListener(self._receiver, topic)
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> OwnUnitOfWork:
         return OwnUnitOfWork(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cascade_state.abc.completion import run_to_completion
+from cascade_state.abc.hints import HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import TransactionAborted
 from cascade_state.postgres.coalescing import Line
@@ -16,7 +17,7 @@ from cascade_state.postgres.connections import KEPT_LOCK_TIMEOUT, KeptConnection
 from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor, Executor
-from cascade_state.postgres.hints import HintSender
+from cascade_state.postgres.hints import HintSender, hint_payload
 from cascade_state.postgres.operations import Operation
 
 __all__ = ["StoreExecutor"]
@@ -93,9 +94,9 @@ class StoreExecutor(Executor):
     def in_transaction(self) -> bool:
         return False
 
-    def hint(self, partition_id: int) -> None:
+    def hint(self, partition_id: int, topic: HintTopic = "work") -> None:
         if self._hints is not None:
-            self._hints.touch((partition_id,))
+            self._hints.touch((hint_payload(partition_id, topic),))
 
     async def close(self) -> None:
         """Waits for what is under way in the lines."""

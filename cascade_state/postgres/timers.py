@@ -145,6 +145,7 @@ class PostgresTimers(Timers):
         return await self._one(statements.RESCHEDULE, {**self._identity(timer_id), "due_at": due_at})
 
     async def _revive(self, timer_id: UUID) -> Timer | None:
+        self._executor.hint(self._executor.partition_of(timer_id))
         return await self._one(statements.REVIVE, self._identity(timer_id))
 
     # Leases
@@ -199,6 +200,7 @@ class PostgresTimers(Timers):
         wanted = list(dict.fromkeys(held))
         if wanted:
             await self._all_or_nothing(statements.RELEASE, wanted)
+            self._hint(wanted)
 
     async def _all_or_nothing(self, statement: Statement, wanted: Sequence[HeldTimer]) -> None:
         records = await self._executor.fetch(statement, {**self._held(wanted), "held_count": len(wanted)})
@@ -216,7 +218,12 @@ class PostgresTimers(Timers):
         timer = await self._one(statement, {**self._identity(held.timer_id), "token": held.token, **values})
         if timer is None:
             raise _lost(held)
+        self._hint([held])
         return timer
+
+    def _hint(self, held: Sequence[HeldTimer]) -> None:
+        for item in held:
+            self._executor.hint(self._executor.partition_of(item.timer_id))
 
     # Reading
 
