@@ -115,7 +115,15 @@ def test_options_after_the_first_argument_are_keyword_only() -> None:
     """A public call reads in itself; positional arguments are only what names the thing it is about."""
     from cascade_state import abc
 
-    for name in ("ComponentStates", "Correlations", "Events", "FlowDefinitions", "FlowInstances", "Timers"):
+    for name in (
+        "ComponentStates",
+        "Correlations",
+        "Events",
+        "FlowDefinitions",
+        "FlowInstances",
+        "ReplicaSets",
+        "Timers",
+    ):
         for member, value in vars(getattr(abc, name)).items():
             if member.startswith("_") or not inspect.isfunction(value):
                 continue
@@ -124,6 +132,7 @@ def test_options_after_the_first_argument_are_keyword_only() -> None:
                     "version",  # get(flow_id, version) and find(flow_id, version) name a thing together
                     "filter",  # the thing a list is about
                     "payload",  # publish(key, payload)
+                    "replica_set",  # list_workers(replica_set), or those of all sets
                 ):
                     assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, f"{name}.{member}({parameter.name})"
 

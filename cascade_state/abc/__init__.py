@@ -16,6 +16,7 @@ from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import AddResult, FlowInstances
 from cascade_state.abc.hints import HintListener
 from cascade_state.abc.options import StoreOptions
+from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.store import Store
 from cascade_state.abc.timers import Timers
 from cascade_state.abc.unit_of_work import UnitOfWork
@@ -29,6 +30,7 @@ __all__ = [
     "FlowDefinitions",
     "FlowInstances",
     "HintListener",
+    "ReplicaSets",
     "Store",
     "StoreOptions",
     "Timers",

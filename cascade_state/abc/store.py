@@ -23,6 +23,7 @@ from cascade_state.abc.flow_instances import FlowInstances
 from cascade_state.abc.guards import Stage, StoreGuard
 from cascade_state.abc.hints import HintListener, HintTopic
 from cascade_state.abc.options import StoreOptions
+from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.timers import Timers
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.errors import StoreNotOpen, StoreUnavailable, TransactionAborted, UsageError
@@ -60,6 +61,7 @@ class Store(Advancing, ABC):
     correlations: Correlations
     timers: Timers
     events: Events
+    replica_sets: ReplicaSets
 
     def __init__(self, options: StoreOptions) -> None:
         self.options = options

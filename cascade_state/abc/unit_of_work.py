@@ -16,14 +16,18 @@ from cascade_state.abc.events import Events
 from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import FlowInstances
 from cascade_state.abc.guards import Stage, UnitOfWorkGuard
+from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.timers import Timers
-from cascade_state.errors import UnitOfWorkFinished, UnitOfWorkNotOpen, UsageError
+from cascade_state.errors import LeaseLost, UnitOfWorkFinished, UnitOfWorkNotOpen, UsageError
 from cascade_state.model.advance import Limits
+from cascade_state.model.arguments import check_count, check_key, check_partition
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 __all__ = ["UnitOfWork"]
+
+_MAXIMUM_GENERATION = (1 << 63) - 1
 
 
 class UnitOfWork(Advancing, ABC):
@@ -40,6 +44,7 @@ class UnitOfWork(Advancing, ABC):
     correlations: Correlations
     timers: Timers
     events: Events
+    replica_sets: ReplicaSets
 
     def __init__(self, limits: Limits, *, read_only: bool = False) -> None:
         self._limits = limits
@@ -79,6 +84,24 @@ class UnitOfWork(Advancing, ABC):
         with self._guard.call(writes=False):
             self._guard.stage = Stage.FINISHED
             await run_to_completion(self._rollback())
+
+    async def fence(self, partition_id: int, generation: int, replica_set: str) -> None:
+        """Makes this unit of work valid only for the present owner of a partition: one round trip.
+
+        It returns if the partition has this generation, so that its owner did not change since it was given
+        out; and until the unit of work ends the owner cannot change. Call it first: then a hand-over waits for
+        what is in hand, instead of making it vain.
+
+        Raises:
+            LeaseLost: The partition has another generation: somebody else owns it, or nobody. Drop the work in
+                hand.
+        """
+        check_partition(partition_id, "partition_id", self._limits.partition_count)
+        check_count(generation, "generation", minimum=0, maximum=_MAXIMUM_GENERATION)
+        check_key(replica_set, "replica_set")
+        with self._guard.call(writes=True):
+            if not await self.replica_sets._fence(replica_set, partition_id, generation):
+                raise LeaseLost(entity=f"partition of replica set {replica_set}", key=partition_id, token=generation)
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[UnitOfWork]:

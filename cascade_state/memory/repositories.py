@@ -10,6 +10,7 @@ from cascade_state.memory.correlations import MemoryCorrelations
 from cascade_state.memory.events import MemoryEvents
 from cascade_state.memory.flow_definitions import MemoryFlowDefinitions
 from cascade_state.memory.flow_instances import MemoryFlowInstances
+from cascade_state.memory.replica_sets import MemoryReplicaSets
 from cascade_state.memory.runners import Runner
 from cascade_state.memory.timers import MemoryTimers
 from cascade_state.model.advance import Limits
@@ -18,10 +19,11 @@ __all__ = ["attach_repositories"]
 
 
 def attach_repositories(owner: Store | UnitOfWork, runner: Runner, guard: Guard, limits: Limits) -> None:
-    """Sets the six repositories of `owner`, whose calls `runner` runs."""
+    """Sets the repositories of `owner`, whose calls `runner` runs."""
     owner.flow_definitions = MemoryFlowDefinitions(runner, guard, limits)
     owner.flow_instances = MemoryFlowInstances(runner, guard, limits)
     owner.component_states = MemoryComponentStates(runner, guard, limits)
     owner.correlations = MemoryCorrelations(runner, guard, limits)
     owner.timers = MemoryTimers(runner, guard, limits)
     owner.events = MemoryEvents(runner, guard, limits)
+    owner.replica_sets = MemoryReplicaSets(runner, guard, limits)

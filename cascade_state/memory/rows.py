@@ -7,7 +7,7 @@ alike.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -15,6 +15,8 @@ from cascade_state.model.flow_status import FlowStatus, StepStatus
 from cascade_state.model.timers import TimerStatus
 
 __all__ = [
+    "AssignmentKey",
+    "AssignmentRow",
     "BusinessKey",
     "BusinessKeyRow",
     "DefinitionKey",
@@ -25,13 +27,17 @@ __all__ = [
     "FlowRow",
     "HistoryKey",
     "HistoryRow",
+    "ReplicaSetRow",
     "ResultRow",
     "StateRow",
     "StepKey",
+    "TargetRow",
     "TimerKey",
     "TimerRow",
     "WaitKey",
     "WaitRow",
+    "WorkerKey",
+    "WorkerRow",
 ]
 
 DefinitionKey: TypeAlias = tuple[str, int]  # flow id, version
@@ -42,6 +48,8 @@ WaitKey: TypeAlias = tuple[str, FlowKey, str]  # correlation key, flow, step id
 EventKey: TypeAlias = tuple[str, str]  # correlation key, event id
 HistoryKey: TypeAlias = tuple[FlowKey, int]  # flow, sequence
 BusinessKey: TypeAlias = tuple[str, str]  # flow id, business key
+WorkerKey: TypeAlias = tuple[str, str]  # replica set, worker id
+AssignmentKey: TypeAlias = tuple[str, int]  # replica set, partition
 
 
 class DefinitionRow(NamedTuple):
@@ -175,3 +183,34 @@ class HistoryRow(NamedTuple):
     payload: str
     recorded_at: datetime
     position: int | None
+
+
+class ReplicaSetRow(NamedTuple):
+    """A replica set. `worker_count` is how many workers the plan was made for."""
+
+    generation: int
+    worker_count: int
+
+
+class WorkerRow(NamedTuple):
+    """A worker of a replica set."""
+
+    replica_set: str
+    worker_id: str
+    started_at: datetime
+    heartbeat_at: datetime
+    stale_after: timedelta
+    metadata: str
+
+
+class AssignmentRow(NamedTuple):
+    """Who owns a partition."""
+
+    owner: str | None
+    generation: int
+
+
+class TargetRow(NamedTuple):
+    """Who is to own a partition; apart from its owner, because a handler may hold that row for long."""
+
+    worker_id: str | None

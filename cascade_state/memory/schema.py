@@ -19,6 +19,7 @@ from cascade_state.memory.rows import (
     TimerRow,
     WaitKey,
     WaitRow,
+    WorkerRow,
 )
 from cascade_state.memory.sorted_keys import Entry
 from cascade_state.memory.tables import Table, Undo
@@ -172,6 +173,16 @@ def _history_indexes() -> _Indexes:
     return {"feed": Index(feed), "partition feed": Index(partition_feed)}
 
 
+def _worker_indexes() -> _Indexes:
+    def by_id(row: WorkerRow) -> Entry:
+        return ((row.replica_set, row.worker_id),)
+
+    return {
+        "set": Index(lambda row: (row.replica_set, by_id(row))),
+        "all": Index(lambda row: (None, by_id(row))),
+    }
+
+
 TABLES: dict[str, Callable[[], _Indexes]] = {
     "flow_definitions": _definition_indexes,
     "flow_instances": _flow_indexes,
@@ -182,4 +193,8 @@ TABLES: dict[str, Callable[[], _Indexes]] = {
     "correlations": _wait_indexes,
     "early_events": _event_indexes,
     "flow_events": _history_indexes,
+    "replica_sets": dict,
+    "workers": _worker_indexes,
+    "partition_assignments": dict,
+    "partition_targets": dict,
 }

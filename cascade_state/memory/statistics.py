@@ -29,4 +29,5 @@ def statistics_of(view: View) -> Statistics:
         timers_dead=timers.size("dead"),
         deliveries_pending=waits.size("claimable", FREE) + waits.size("claimable", BUSY),
         dead_letters=view.early_events.size("dead"),
+        workers_alive=sum(row.heartbeat_at + row.stale_after > now for row in view.workers.select("all")),
     )

@@ -24,6 +24,8 @@ from cascade_state.errors import StoreNotOpen, TransactionAborted
 from cascade_state.memory.data import MemoryData
 from cascade_state.memory.locks import Blocked, LockKey, LockOwner
 from cascade_state.memory.rows import (
+    AssignmentKey,
+    AssignmentRow,
     BusinessKey,
     BusinessKeyRow,
     DefinitionKey,
@@ -34,13 +36,17 @@ from cascade_state.memory.rows import (
     FlowRow,
     HistoryKey,
     HistoryRow,
+    ReplicaSetRow,
     ResultRow,
     StateRow,
     StepKey,
+    TargetRow,
     TimerKey,
     TimerRow,
     WaitKey,
     WaitRow,
+    WorkerKey,
+    WorkerRow,
 )
 from cascade_state.memory.schema import TABLES, new_table
 from cascade_state.memory.tables import LayeredTable, Rows, Undo
@@ -64,10 +70,19 @@ class View:
     correlations: Rows[WaitKey, WaitRow]
     early_events: Rows[EventKey, EventRow]
     flow_events: Rows[HistoryKey, HistoryRow]
+    replica_sets: Rows[str, ReplicaSetRow]
+    workers: Rows[WorkerKey, WorkerRow]
+    partition_assignments: Rows[AssignmentKey, AssignmentRow]
+    partition_targets: Rows[AssignmentKey, TargetRow]
 
     def __init__(self, data: MemoryData, clock: Clock) -> None:
         self._data = data
         self._clock = clock
+
+    @property
+    def partition_count(self) -> int:
+        """The number of partitions."""
+        return self._data.partition_count
 
     def now(self) -> datetime:
         """Returns the current instant; a call asks once."""

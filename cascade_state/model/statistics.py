@@ -17,7 +17,8 @@ class Statistics:
 
     `timers_pending` counts timers that are pending or claimed; `timers_overdue` those of them that are due
     and held by nobody, and `oldest_overdue_at` is the due time of the earliest such timer.
-    `deliveries_pending` counts deliveries that are not acknowledged.
+    `deliveries_pending` counts deliveries that are not acknowledged. `workers_alive` counts workers of all replica sets
+    that are not silent for longer than they may be.
     """
 
     instances_by_status: Mapping[FlowStatus, int] = field(default_factory=dict)

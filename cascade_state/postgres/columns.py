@@ -15,6 +15,7 @@ from sqlalchemy import (
     DateTime,
     ForeignKeyConstraint,
     Integer,
+    Interval,
     MetaData,
     Text,
     Uuid,
@@ -28,6 +29,7 @@ __all__ = [
     "bigint_column",
     "instant_column",
     "integer_column",
+    "interval_column",
     "json_column",
     "lease_columns",
     "metadata",
@@ -88,6 +90,11 @@ def uuid_column(name: str, *, nullable: bool = False) -> Column[Any]:
 def instant_column(name: str, *, nullable: bool = False) -> Column[Any]:
     """An instant."""
     return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def interval_column(name: str, *, default: str) -> Column[Any]:
+    """A duration."""
+    return Column(name, Interval(), nullable=False, server_default=text(default))
 
 
 def integer_column(name: str) -> Column[int]:

@@ -12,6 +12,7 @@ from cascade_state.postgres.events import PostgresEvents
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.flow_definitions import PostgresFlowDefinitions
 from cascade_state.postgres.flow_instances import PostgresFlowInstances
+from cascade_state.postgres.replica_sets import PostgresReplicaSets
 from cascade_state.postgres.timers import PostgresTimers
 
 if TYPE_CHECKING:
@@ -29,3 +30,4 @@ def attach_repositories(owner: Store | UnitOfWork, executor: Executor, guard: Gu
     owner.correlations = PostgresCorrelations(executor, guard, limits)
     owner.timers = PostgresTimers(executor, guard, limits)
     owner.events = PostgresEvents(executor, guard, limits)
+    owner.replica_sets = PostgresReplicaSets(executor, guard, limits)

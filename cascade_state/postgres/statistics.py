@@ -24,4 +24,5 @@ async def read_statistics(executor: Executor) -> Statistics:
         timers_dead=record["timers_dead"],
         deliveries_pending=record["deliveries_pending"],
         dead_letters=record["dead_letters"],
+        workers_alive=record["workers_alive"],
     )

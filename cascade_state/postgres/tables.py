@@ -38,6 +38,7 @@ from cascade_state.postgres.columns import (
     bigint_column,
     instant_column,
     integer_column,
+    interval_column,
     json_column,
     lease_columns,
     metadata,
@@ -60,6 +61,8 @@ __all__ = [
     "idempotency_keys",
     "metadata",
     "partition_assignments",
+    "partition_targets",
+    "replica_sets",
     "settings",
     "step_results",
     "timers",
@@ -354,6 +357,18 @@ idempotency_keys: Table = Table(
 )
 
 
+# Row locks are taken in the order of the next four tables.
+replica_sets: Table = Table(
+    "replica_sets",
+    metadata,
+    partition_column(),
+    text_column("replica_set"),
+    bigint_column("generation"),  # how often its membership changed
+    integer_column("worker_count"),  # that the plan was made for
+    PrimaryKeyConstraint("partition_id", "replica_set"),
+    info=spread_by("replica set"),
+)
+
 workers: Table = Table(
     "workers",
     metadata,
@@ -363,8 +378,24 @@ workers: Table = Table(
     instant_column("started_at"),
     instant_column("heartbeat_at"),
     json_column("metadata"),
+    interval_column("stale_after", default="'30 seconds'"),  # its own: workers of one set may be told different ones
     PrimaryKeyConstraint("partition_id", "replica_set", "worker_id"),
+    # No index mentions heartbeat_at: a heartbeat stays a heap-only update.
+    Index("ix_workers_replica_set", "replica_set", "worker_id"),  # the workers of one set; the list of all
     info=spread_by("worker id"),
+)
+
+# Who is to own a partition. Apart from its owner, because a handler holds that row while it works: the plan can be
+# changed all the same.
+partition_targets: Table = Table(
+    "partition_targets",
+    metadata,
+    partition_column(),
+    text_column("replica_set"),
+    text_column("worker_id", nullable=True),
+    PrimaryKeyConstraint("partition_id", "replica_set"),
+    Index("ix_partition_targets_worker", "replica_set", "worker_id"),  # what a heartbeat asks for
+    info=spread_by("partition"),
 )
 
 partition_assignments: Table = Table(
@@ -375,6 +406,7 @@ partition_assignments: Table = Table(
     text_column("owner", nullable=True),
     bigint_column("generation"),
     PrimaryKeyConstraint("partition_id", "replica_set"),
+    Index("ix_partition_assignments_owner", "replica_set", "owner"),  # what a heartbeat asks for
     info=spread_by("partition"),
 )
 

@@ -58,6 +58,9 @@ ALLOWED: Mapping[tuple[str, str], str] = MappingProxyType(
         ("S1", "flow_instances.add.*"): _ONE_SERVER,
         ("S1", "flow_instances.advance.*"): _ONE_SERVER,
         ("S1", "component_states.*"): _ONE_SERVER,
+        ("S1", "replica_sets.hand_over"): _ONE_SERVER,
+        ("S1", "replica_sets.remove_silent"): _ONE_SERVER,
+        ("S1", "replica_sets.take_free"): _ONE_SERVER,
         ("S6", "sqlalchemy.settings"): "the migration writes the partition count as a script does, without parameters",
         ("S1", "flow_instances.purge"): "a sweep by an administrator; on a distributed engine partition by partition",
     }

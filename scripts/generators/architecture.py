@@ -17,7 +17,7 @@ WORDS = {
     "opening": "open_store(url) picks a back end",
     "postgres": "SQLAlchemy, asyncpg, Alembic",
     "memory": "the same promises, in one process",
-    "coordination": "workers (to come)",
+    "coordination": "who works on what",
     "abc": "the contract: checks every call, says what it promises",
     "model": "frozen values and pure rules; plans what is written",
     "errors": "one tree, by what the caller can do",

@@ -14,8 +14,8 @@ PLACES = (
     ("flow_definitions", "flow_instances"),
     ("step_results", "component_states", "timers"),
     ("flow_events", "correlations"),
-    ("early_events", "idempotency_keys", "settings"),
-    ("workers", "partition_assignments", "feed_checkpoints"),
+    ("early_events", "idempotency_keys", "settings", "feed_checkpoints"),
+    ("replica_sets", "workers", "partition_targets", "partition_assignments"),
 )
 WHAT = {
     "flow_definitions": "Definitions by version. Content never changes; an undeployed one is hidden, not removed.",
@@ -28,8 +28,10 @@ WHAT = {
     "early_events": "Events that nobody waited for yet, ids remembered for deduplication, and dead letters.",
     "idempotency_keys": "What is unique across partitions: the business keys of flows.",
     "settings": "The partition count, fixed by the first migration.",
-    "workers": "For replica sets, which are to come: empty today.",
-    "partition_assignments": "For replica sets, which are to come: empty today.",
+    "replica_sets": "The replica sets. Whoever changes the membership of one locks its row first.",
+    "workers": "The workers of replica sets, with their last heartbeat. One that has left has no row.",
+    "partition_targets": "Who is to own each partition of a set; differs from the owner while it is handed over.",
+    "partition_assignments": "Who owns each partition of a set, and the generation that a write for it must state.",
     "feed_checkpoints": "For consumers of the feed, which are to come: empty today.",
 }
 

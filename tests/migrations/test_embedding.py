@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 
 from cascade_state import open_store
-from cascade_state.postgres.schema import alembic_config, migrate_database, migrations_directory
+from cascade_state.postgres.schema import alembic_config, head_revision, migrate_database, migrations_directory
 from tests.migrations.catalog import describe, table_names
 from tests.migrations.locking import WAIT, migration_lock, waiting
 
@@ -114,7 +114,7 @@ def with_recipe(tmp_path: Path, empty_database_url: str) -> Config:
     """Our own environment with one more revision: the recipe of NOTES.md for an index on a table that exists."""
     notes = (migrations_directory() / "NOTES.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"```python\n(.*?)```", notes, flags=re.DOTALL)
-    head = 'from alembic import op\n\nrevision = "cascade_state_9999"\ndown_revision = "cascade_state_0004"\n\n\n'
+    head = f'from alembic import op\n\nrevision = "cascade_state_9999"\ndown_revision = "{head_revision()}"\n\n\n'
     (tmp_path / "cascade_state_9999_index.py").write_text(head + recipe, encoding="utf-8")
     config = alembic_config(url=empty_database_url)
     config.set_main_option("path_separator", "newline")
@@ -129,7 +129,7 @@ def test_a_concurrent_index_replaces_the_invalid_one_of_a_failed_attempt(
     asyncio.run(_leave_an_invalid_index(empty_database_url))
     command.upgrade(with_recipe, "head")
     assert asyncio.run(_is_valid(empty_database_url)) is True
-    command.downgrade(with_recipe, "cascade_state_0004")
+    command.downgrade(with_recipe, head_revision())
     assert asyncio.run(_is_valid(empty_database_url)) is None
 
 

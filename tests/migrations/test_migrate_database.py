@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 
 import pytest
+from alembic import command
 
 from cascade_state import open_store
 from cascade_state.errors import (
@@ -17,7 +18,7 @@ from cascade_state.errors import (
     StoreError,
     StoreUnavailable,
 )
-from cascade_state.postgres.schema import head_revision, migrate_database
+from cascade_state.postgres.schema import alembic_config, head_revision, migrate_database
 from tests.migrations.catalog import describe, table_names
 from tests.migrations.locking import LOCK_KEY, WAIT, execute, migration_lock, waiting
 
@@ -131,20 +132,7 @@ async def test_the_partition_count_is_fixed_by_the_first_migration(empty_databas
 
 
 async def test_a_database_that_is_behind_is_refused_until_it_is_migrated(database_url: str) -> None:
-    await execute(database_url, "UPDATE cascade_state_version SET version_num = 'cascade_state_0003'")
-    await execute(
-        database_url,
-        *(
-            f"ALTER TABLE {table} DROP CONSTRAINT fk_{table}_flow_{target}"
-            for table, target in (
-                ("flow_instances", "definitions"),
-                ("step_results", "instances"),
-                ("component_states", "instances"),
-                ("timers", "instances"),
-                ("flow_events", "instances"),
-            )
-        ),
-    )
+    await asyncio.to_thread(command.downgrade, alembic_config(url=database_url), "cascade_state_0003")
     async with open_store(database_url) as store:
         with pytest.raises(SchemaMismatch, match="behind") as caught:
             await store.check_schema()

@@ -181,14 +181,25 @@ def _flow_instances(tables: MetaData) -> None:
     )
 
 
+_FOREIGN_KEY = r"ALTER TABLE (\w+) ADD CONSTRAINT \w+ FOREIGN KEY\s?\([^)]*\) REFERENCES (\w+)"
+
+
+def _places(pattern: str, script: str) -> dict[str, int]:
+    """Returns where each table is first named in this way."""
+    return {match[1]: match.start() for match in reversed(list(re.finditer(pattern, script)))}
+
+
 class TestMigrations:
     def test_tables_come_before_their_distribution_and_that_before_the_foreign_keys(self) -> None:
         script = dump_schema()
-        tables = [match.start() for match in re.finditer("CREATE TABLE ", script)]
-        distribution = [match.start() for match in re.finditer("create_(distributed|reference)_table", script)]
-        foreign_keys = [match.start() for match in re.finditer("FOREIGN KEY", script)]
-        assert len(distribution) == len(metadata.tables)
-        assert max(tables) < min(distribution) <= max(distribution) < min(foreign_keys)
+        made = _places(r"CREATE TABLE (\w+) ", script)
+        distributed = _places(r"create_(?:distributed|reference)_table\('(\w+)'", script)
+        assert set(metadata.tables) == set(distributed) <= set(made)
+        keys = [(key[1], key[2], key.start()) for key in re.finditer(_FOREIGN_KEY, script)]
+        assert len(keys) == sum(len(table.foreign_key_constraints) for table in metadata.tables.values())
+        for table, place in distributed.items():
+            assert made[table] < place
+            assert all(place < key for *related, key in keys if table in related)
 
     def test_each_transaction_keeps_its_ddl_in_sequence(self) -> None:
         transactions = dump_schema().split("BEGIN;\n")[1:]

@@ -8,7 +8,7 @@ from sqlalchemy import Select, Text, cast, func, literal_column, or_, select
 
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.parameters import NOW, TEXT
-from cascade_state.postgres.tables import correlations, early_events, flow_instances, timers
+from cascade_state.postgres.tables import correlations, early_events, flow_instances, timers, workers
 
 __all__ = ["STATISTICS"]
 
@@ -39,6 +39,7 @@ def _statistics() -> Select[Any]:
     )
     dead = select(func.count()).select_from(timers).where(timers.c.status == _DEAD)
     delivered = select(func.count()).select_from(correlations).where(correlations.c.status == _DELIVERED)
+    alive = select(func.count()).select_from(workers).where(workers.c.heartbeat_at + workers.c.stale_after > NOW)
     dead_letters = select(func.count()).select_from(early_events).where(early_events.c.status == _DEAD)
     return select(
         cast(instances, Text).label("instances_by_status"),
@@ -48,6 +49,7 @@ def _statistics() -> Select[Any]:
         dead.scalar_subquery().label("timers_dead"),
         delivered.scalar_subquery().label("deliveries_pending"),
         dead_letters.scalar_subquery().label("dead_letters"),
+        alive.scalar_subquery().label("workers_alive"),
     )
 
 

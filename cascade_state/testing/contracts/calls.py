@@ -18,6 +18,7 @@ from cascade_state.abc import (
     Events,
     FlowDefinitions,
     FlowInstances,
+    ReplicaSets,
     Store,
     Timers,
     UnitOfWork,
@@ -38,6 +39,7 @@ REPOSITORIES: Mapping[str, type] = {
     "correlations": Correlations,
     "timers": Timers,
     "events": Events,
+    "replica_sets": ReplicaSets,
 }
 
 _AT = datetime(2030, 1, 1, tzinfo=UTC)
@@ -126,6 +128,11 @@ CALLS: Mapping[str, Call] = {
     "flow_instances.renew": _writes(lambda on: on.flow_instances.renew([_HELD], _LEASE)),
     "flow_instances.save": _writes(lambda on: on.flow_instances.save(_FLOW)),
     "flow_instances.write": _writes(lambda on: on.flow_instances.write(plan_advance(_FLOW, limits=Limits()))),
+    "replica_sets.beat": _writes(lambda on: on.replica_sets.beat("shipping", "w", stale_after=_LEASE)),
+    "replica_sets.join": _writes(lambda on: on.replica_sets.join("shipping", "w", stale_after=_LEASE)),
+    "replica_sets.leave": _writes(lambda on: on.replica_sets.leave("shipping", "w")),
+    "replica_sets.list_assignments": _reads(lambda on: on.replica_sets.list_assignments("shipping")),
+    "replica_sets.list_workers": _reads(lambda on: on.replica_sets.list_workers()),
     "timers.cancel": _writes(lambda on: on.timers.cancel(_TIMER.timer_id)),
     "timers.claim_due": _writes(lambda on: on.timers.claim_due("w", lease_duration=_LEASE)),
     "timers.complete": _writes(lambda on: on.timers.complete([_TIMER])),

@@ -65,10 +65,12 @@ _USABLE: dict[str, Any] = {
     "idempotency_key": None,
     "instance": _FLOW,
     "instances": [],
+    "keep": [],
     "lease": None,
     "lease_duration": timedelta(seconds=1),
     "limit": 10,
     "max_attempts": None,
+    "metadata": None,
     "mode": "first",
     "page_size": 10,
     "partition_id": 3,
@@ -76,7 +78,9 @@ _USABLE: dict[str, Any] = {
     "put_states": None,
     "reason": "enough",
     "remove_states": [],
+    "replica_set": "shipping",
     "schedule": [],
+    "stale_after": timedelta(seconds=1),
     "state": {},
     "statuses": list(TERMINAL_STATUSES),
     "step_id": "ship",
@@ -84,6 +88,7 @@ _USABLE: dict[str, Any] = {
     "timer_id": _TIMER.timer_id,
     "timers": [_TIMER],
     "version": None,
+    "worker_id": "worker-1",
 }
 
 # `events.read` continues behind a position, which is text; elsewhere `after` is a duration.

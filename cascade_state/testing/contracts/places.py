@@ -166,6 +166,17 @@ async def _kept(store: Store, document: Any) -> tuple[Any, Read]:
     return None, read
 
 
+async def _worker(store: Store, document: Any) -> tuple[Any, Read]:
+    worker_id = factories.unique("worker")
+    await store.replica_sets.join("shipping", worker_id, stale_after=_LEASE, metadata=document)
+
+    async def read(on: Store) -> Any:
+        workers = await on.replica_sets.list_workers("shipping", limit=1000)
+        return next(worker.metadata for worker in workers if worker.worker_id == worker_id)
+
+    return None, read
+
+
 async def _event(store: Store, document: Any) -> tuple[Any, Read]:
     flow = await factories.add_flow(store)
     await store.advance(flow, events=[NewEvent("noted", document)])
@@ -214,6 +225,7 @@ PLACES: Mapping[str, Place] = {
     "new_event.payload": Place(_event, "events"),
     "put_states": Place(_put_states, "put_states", "$.charge"),
     "schedule.payload": Place(_scheduled, "payload"),
+    "replica_sets.join.metadata": Place(_worker, "metadata", objects_only=True, none_is_empty=True),
     "step.config": Place(
         _definition_with(
             lambda definition, value: _with_step(definition, config=value), lambda found: found.steps[0].config

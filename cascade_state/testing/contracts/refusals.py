@@ -90,6 +90,8 @@ def _created(**options: str) -> Use:
 
 # Argument as the error names it, then the call that passes the value there.
 KEYS: Mapping[str, tuple[str, Use]] = {
+    "beat": ("replica_set", lambda on, flow, value: on.replica_sets.beat(value, "w", stale_after=LEASE)),
+    "beat, worker": ("worker_id", lambda on, flow, value: on.replica_sets.beat("set", value, stale_after=LEASE)),
     "business key": ("business_key", _created(business_key="")),
     "cancel a wait": ("step_id", lambda on, flow, value: on.correlations.cancel(flow, value)),
     "claim": ("holder", lambda on, flow, value: on.flow_instances.claim(value, lease_duration=LEASE)),
@@ -117,8 +119,14 @@ KEYS: Mapping[str, tuple[str, Use]] = {
         "idempotency_key",
         lambda on, flow, value: on.timers.schedule(flow, "charge", after=LEASE, idempotency_key=value),
     ),
+    "join": ("replica_set", lambda on, flow, value: on.replica_sets.join(value, "w", stale_after=LEASE)),
+    "join, worker": ("worker_id", lambda on, flow, value: on.replica_sets.join("set", value, stale_after=LEASE)),
+    "leave": ("replica_set", lambda on, flow, value: on.replica_sets.leave(value, "w")),
+    "leave, worker": ("worker_id", lambda on, flow, value: on.replica_sets.leave("set", value)),
+    "list_assignments": ("replica_set", lambda on, flow, value: on.replica_sets.list_assignments(value)),
     "list_versions": ("flow_id", lambda on, flow, value: on.flow_definitions.list_versions(value)),
     "list_waiting": ("correlation_key", lambda on, flow, value: on.correlations.list_waiting(value)),
+    "list_workers": ("replica_set", lambda on, flow, value: on.replica_sets.list_workers(value)),
     "publish": ("correlation_key", lambda on, flow, value: on.correlations.publish(value)),
     "put": ("step_id", lambda on, flow, value: on.component_states.put(flow, value, {})),
     "put_states": ("put_states", _advance(put_states=lambda value: {value: {}})),
@@ -134,7 +142,7 @@ KEYS: Mapping[str, tuple[str, Use]] = {
 }
 
 # None means "not given" for these.
-OPTIONAL_KEYS = {"business key", "event id", "filter by flow id", "idempotency key", "resume"}
+OPTIONAL_KEYS = {"business key", "event id", "filter by flow id", "idempotency key", "list_workers", "resume"}
 
 BAD_KEYS: dict[str, Any] = {
     "empty": "",
@@ -177,12 +185,14 @@ BAD_INSTANTS: dict[str, Any] = {
 }
 
 DURATIONS: Mapping[str, tuple[str, Use]] = {
+    "beat": ("stale_after", lambda on, flow, value: on.replica_sets.beat("set", "w", stale_after=value)),
     "claim": ("lease_duration", lambda on, flow, value: on.flow_instances.claim("w", lease_duration=value)),
     "claim_delivered": (
         "lease_duration",
         lambda on, flow, value: on.correlations.claim_delivered("w", lease_duration=value),
     ),
     "claim_due": ("lease_duration", lambda on, flow, value: on.timers.claim_due("w", lease_duration=value)),
+    "join": ("stale_after", lambda on, flow, value: on.replica_sets.join("set", "w", stale_after=value)),
     "renew": ("lease_duration", lambda on, flow, value: on.flow_instances.renew([], value)),
     "renew a delivery": ("lease_duration", lambda on, flow, value: on.correlations.renew([], value)),
     "renew a timer": ("lease_duration", lambda on, flow, value: on.timers.renew([], value)),
@@ -247,6 +257,7 @@ LIMITS: Mapping[str, Use] = {
     "list_page": lambda on, flow, value: on.flow_instances.list_page(limit=value),
     "list_versions": lambda on, flow, value: on.flow_definitions.list_versions("flow", limit=value),
     "list_waiting": lambda on, flow, value: on.correlations.list_waiting("key", limit=value),
+    "list_workers": lambda on, flow, value: on.replica_sets.list_workers(limit=value),
     "purge": lambda on, flow, value: on.flow_instances.purge(_AT, limit=value),
 }
 
@@ -261,6 +272,7 @@ CURSORS: Mapping[str, Use] = {
     "list_page": lambda on, flow, value: on.flow_instances.list_page(cursor=value),
     "list_versions": lambda on, flow, value: on.flow_definitions.list_versions("flow", cursor=value),
     "list_waiting": lambda on, flow, value: on.correlations.list_waiting("key", cursor=value),
+    "list_workers": lambda on, flow, value: on.replica_sets.list_workers(cursor=value),
 }
 
 _ZERO = timedelta(0)
@@ -314,11 +326,22 @@ OTHERS: Mapping[str, tuple[str, Use, Any]] = {
     "flow that was stored": ("instance", lambda on, flow, value: _add_again(on, flow), None),
     "import of something else": ("document", lambda on, flow, value: on.flow_instances.import_(value), {"flows": []}),
     "import of text": ("document", lambda on, flow, value: on.flow_instances.import_(value), "{}"),
+    "join for no time": (*DURATIONS["join"], _ZERO),
+    "keep what is no partition": (
+        "keep",
+        lambda on, flow, value: on.replica_sets.beat("set", "w", stale_after=LEASE, keep=[value]),
+        -1,
+    ),
     "lease of another kind": ("lease", _advance(lease=lambda value: value), "worker-1"),
     "max_attempts 0": (
         "max_attempts",
         lambda on, flow, value: on.timers.schedule(flow, "charge", after=LEASE, max_attempts=value),
         0,
+    ),
+    "metadata that is no object": (
+        "metadata",
+        lambda on, flow, value: on.replica_sets.join("set", "w", stale_after=LEASE, metadata=value),
+        ["rhine"],
     ),
     "mode": ("mode", lambda on, flow, value: on.correlations.publish("key", mode=value), "all"),
     "neither due_at nor after": ("due_at", lambda on, flow, value: on.timers.schedule(flow, "charge"), None),

@@ -233,6 +233,22 @@ async def _holder(store: Store, other: Store, text: str) -> None:
     await other.flow_instances.release([renewed])
 
 
+async def _replica_set(store: Store, other: Store, text: str) -> None:
+    decoy = factories.unique("decoy")
+    await store.replica_sets.join(decoy, decoy, stale_after=_LEASE)
+    share = await store.replica_sets.join(text, text, stale_after=_LEASE)
+    assert (share.replica_set, share.worker_id) == (text, text)
+    for on in (store, other):
+        assert await on.replica_sets.beat(text, text, stale_after=_LEASE) == share
+        assert [worker.worker_id for worker in await on.replica_sets.list_workers(text)] == [text]
+        assert {item.owner for item in await on.replica_sets.list_assignments(text)} == {text}
+    async with other.begin() as uow:
+        await uow.fence(7, share.generations[7], text)
+    assert await other.replica_sets.leave(text, text)
+    assert await store.replica_sets.list_workers(text) == []
+    assert await other.replica_sets.leave(decoy, decoy)
+
+
 async def _state(store: Store, other: Store, text: str) -> None:
     flow = await factories.add_flow(store)
     other_step = "another step"
@@ -317,6 +333,21 @@ TEXT_USES: Mapping[str, tuple[Use, frozenset[str]]] = {
         ),
     ),
     "holder": (_holder, frozenset({"flow_instances.claim.holder"})),
+    "replica set": (
+        _replica_set,
+        frozenset(
+            {
+                "replica_sets.beat.replica_set",
+                "replica_sets.beat.worker_id",
+                "replica_sets.join.replica_set",
+                "replica_sets.join.worker_id",
+                "replica_sets.leave.replica_set",
+                "replica_sets.leave.worker_id",
+                "replica_sets.list_assignments.replica_set",
+                "replica_sets.list_workers.replica_set",
+            }
+        ),
+    ),
     "scheduled": (_scheduled, frozenset({"NewEvent.event_type", "ScheduleTimer.step_id"})),
     "step": (
         _steps,

@@ -1,0 +1,11 @@
+"""Many workers, no mistakes: who works on what, on any back end.
+
+Everything here works through `cascade_state.abc` and `cascade_state.model`, and knows no back end.
+"""
+
+from __future__ import annotations
+
+from cascade_state.coordination.member import Member
+from cascade_state.coordination.replica_set import ReplicaSet
+
+__all__ = ["Member", "ReplicaSet"]
