@@ -23,7 +23,7 @@ The tree, by what the caller can do about it:
     │   └── SchemaMismatch         expected, found
     └── TestDatabaseError          testing: DatabaseAlreadyExists · DatabaseNotFound · DatabaseInUse ·
                                    InvalidDatabaseName · PermissionDenied · ServerUnavailable · TemplateBusy ·
-                                   PoolTimeout · PoolClosed
+                                   PoolTimeout · PoolClosed · TemplateNotFound · DatabaseDiscarded
 
 Each class builds its message from keyword-only facts, keeps them as attributes, and pickles. No message,
 attribute or repr carries a payload or a password. Anybody above `ids` may import this module.
@@ -40,6 +40,7 @@ __all__ = [
     "ComponentStateNotFound",
     "Conflict",
     "DatabaseAlreadyExists",
+    "DatabaseDiscarded",
     "DatabaseInUse",
     "DatabaseNotFound",
     "FlowDefinitionInUse",
@@ -63,6 +64,7 @@ __all__ = [
     "StoreNotOpen",
     "StoreUnavailable",
     "TemplateBusy",
+    "TemplateNotFound",
     "TestDatabaseError",
     "TimerNotFound",
     "TransactionAborted",
@@ -459,3 +461,24 @@ class PoolClosed(TestDatabaseError):
 
     def __init__(self, *, template: str) -> None:
         super().__init__(f"the pool of template {_shown(template)} is not open", template=template)
+
+
+class TemplateNotFound(TestDatabaseError):
+    """No template is known under this hash, or it has no such test database. Initialize and finalize it first."""
+
+    template: str
+    reason: str
+
+    def __init__(self, *, template: str, reason: str = "") -> None:
+        super().__init__(
+            reason or f"no template is known under the hash {_shown(template)}", template=template, reason=reason
+        )
+
+
+class DatabaseDiscarded(TestDatabaseError):
+    """The template was discarded while this caller waited for a test database. Initialize it again."""
+
+    template: str
+
+    def __init__(self, *, template: str) -> None:
+        super().__init__(f"the template of hash {_shown(template)} was discarded", template=template)

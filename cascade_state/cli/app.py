@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cascade_state.cli import flows, schema, statistics
+from cascade_state.cli import flows, schema, statistics, testdb
 
 __all__ = ["app"]
 
@@ -21,6 +21,8 @@ app: typer.Typer = typer.Typer(
 )
 schema_app: typer.Typer = typer.Typer(help="Shows the schema.", no_args_is_help=True)
 schema_app.command("dump")(schema.dump)
+testdb_app: typer.Typer = typer.Typer(help="Test databases for suites in any language.", no_args_is_help=True)
+testdb_app.command("serve")(testdb.serve)
 
 app.command("migrate")(schema.migrate)
 app.command("check")(schema.check)
@@ -29,6 +31,7 @@ app.command("statistics")(statistics.show)
 app.command("purge")(flows.purge)
 app.command("export")(flows.export)
 app.command("import")(flows.import_)
+app.add_typer(testdb_app, name="testdb")
 
 
 def _print_version(wanted: bool) -> None:

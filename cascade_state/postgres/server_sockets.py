@@ -47,6 +47,6 @@ def make_socket_directory(directory: Path, identity: ServerIdentity) -> Path:
 def remove_sockets(directory: Path) -> None:
     """Removes what `make_socket_directory` made, and what a killed server left in it."""
     with contextlib.suppress(OSError):
-        for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
-            (directory / name).unlink(missing_ok=True)
+        for socket in directory.glob(".s.PGSQL.*"):
+            socket.unlink(missing_ok=True)
         directory.rmdir()

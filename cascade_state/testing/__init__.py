@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from cascade_state.testing.clock import FrozenClock
     from cascade_state.testing.databases import TemporaryDatabase
     from cascade_state.testing.hashing import DirectoryHash, hash_directory, migration_hash
+    from cascade_state.testing.integresql.calls import IntegresqlDatabase
+    from cascade_state.testing.integresql.client import IntegresqlClient
+    from cascade_state.testing.integresql.database_config import DatabaseConfig
     from cascade_state.testing.pool import BlockingPool, DatabasePool, PooledDatabase, PoolStatistics
     from cascade_state.testing.server import PostgresServer, shared_server
 
 __all__ = [
     "BlockingPool",
+    "DatabaseConfig",
     "DatabasePool",
     "DirectoryHash",
     "FrozenClock",
+    "IntegresqlClient",
+    "IntegresqlDatabase",
     "PoolStatistics",
     "PooledDatabase",
     "PostgresServer",
@@ -31,9 +37,12 @@ __all__ = [
 
 _HOMES = {
     "BlockingPool": "pool",
+    "DatabaseConfig": "integresql.database_config",
     "DatabasePool": "pool",
     "DirectoryHash": "hashing",
     "FrozenClock": "clock",
+    "IntegresqlClient": "integresql.client",
+    "IntegresqlDatabase": "integresql.calls",
     "PoolStatistics": "pool",
     "PooledDatabase": "pool",
     "PostgresServer": "server",

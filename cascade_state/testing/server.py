@@ -68,15 +68,18 @@ class PostgresServer(DatabaseCommands):
         return cls(url=plain if database_of(plain) else url_of(plain, _MAINTENANCE_DATABASE))
 
     @classmethod
-    def embedded(cls, directory: str | Path | None = None, version: int = 18) -> Self:
+    def embedded(
+        cls, directory: str | Path | None = None, version: int = 18, *, loopback_port: int | None = None
+    ) -> Self:
         """Returns a server from the wheel's programs (or, without the wheel, the system's of that version).
 
         Args:
             directory: Kept between runs, together with its databases; None makes one that is removed at the
                 end.
             version: PostgreSQL's major version, 18 or 16 from the wheel.
+            loopback_port: For clients that cannot use its socket: it also listens there, and asks for a password.
         """
-        return cls(server=_throw_away_server(directory, version=version))
+        return cls(server=_throw_away_server(directory, version=version, loopback_port=loopback_port))
 
     @classmethod
     def system(cls, directory: str | Path | None = None) -> Self:
@@ -194,13 +197,15 @@ def _throw_away_server(
     version: int | None = None,
     system_only: bool = False,
     remove: bool | None = None,
+    loopback_port: int | None = None,
 ) -> SharedServer:
+    network = {"listen_addresses": "127.0.0.1", "port": f"{loopback_port:d}"} if loopback_port is not None else {}
     return SharedServer(
         Path(directory) if directory is not None else _new_directory(),
         version=version,
         system_only=system_only,
         remove_when_last=remove if remove is not None else directory is None,
-        settings=_THROW_AWAY_SETTINGS,
+        settings=_THROW_AWAY_SETTINGS | network,
         initdb_options=("--no-sync",),
     )
 
