@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cascade_state.abc.capabilities import Capabilities
     from cascade_state.abc.flow_instances import AddResult
     from cascade_state.abc.hints import HintListener
+    from cascade_state.abc.locks import HeldLock, Locks
     from cascade_state.abc.store import Store
     from cascade_state.abc.unit_of_work import UnitOfWork
     from cascade_state.clock import Clock
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from cascade_state.model.flow_status import FlowStatus, StepStatus
     from cascade_state.model.leases import Lease
     from cascade_state.model.lists import CursorList, Page
+    from cascade_state.model.locks import LockInfo
     from cascade_state.model.statistics import Statistics
     from cascade_state.model.step_results import StepResult
     from cascade_state.model.timers import ScheduleTimer, Timer, TimerStatus
@@ -82,6 +84,7 @@ __all__ = [
     "FlowInstanceFilter",
     "FlowInstanceNotFound",
     "FlowStatus",
+    "HeldLock",
     "HintListener",
     "InvalidArgument",
     "InvalidDefinition",
@@ -90,8 +93,10 @@ __all__ = [
     "JsonValue",
     "Lease",
     "LeaseLost",
+    "LockInfo",
     "LockLost",
     "LockNotAcquired",
+    "Locks",
     "NewEvent",
     "NotFound",
     "Page",
@@ -145,6 +150,7 @@ _HOMES = {
     "FlowInstanceFilter": "model.filters",
     "FlowInstanceNotFound": "errors",
     "FlowStatus": "model.flow_status",
+    "HeldLock": "abc.locks",
     "HintListener": "abc.hints",
     "InvalidArgument": "errors",
     "InvalidDefinition": "errors",
@@ -153,8 +159,10 @@ _HOMES = {
     "JsonValue": "types",
     "Lease": "model.leases",
     "LeaseLost": "errors",
+    "LockInfo": "model.locks",
     "LockLost": "errors",
     "LockNotAcquired": "errors",
+    "Locks": "abc.locks",
     "NewEvent": "model.events",
     "NotFound": "errors",
     "Page": "model.lists",

@@ -289,12 +289,13 @@ class LockNotAcquired(CascadeStateError, TimeoutError):
 
 
 class LockLost(CascadeStateError):
-    """The connection that held the advisory lock is gone, and the lock with it. Stop what it protected."""
+    """The advisory lock is not held any more: its connection ended, or it was released. Stop what it protected."""
 
     lock_name: Any
+    reason: str
 
-    def __init__(self, *, lock_name: Any) -> None:
-        super().__init__(f"lock {_shown(lock_name)} is lost: its connection ended", lock_name=lock_name)
+    def __init__(self, *, lock_name: Any, reason: str = "its connection ended") -> None:
+        super().__init__(f"lock {_shown(lock_name)} is lost: {reason}", lock_name=lock_name, reason=reason)
 
 
 class StoreError(CascadeStateError):

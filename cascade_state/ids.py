@@ -17,6 +17,7 @@ __all__ = [
     "MAXIMUM_PARTITION_COUNT",
     "MINIMUM_PARTITION_COUNT",
     "hash_key",
+    "lock_key",
     "new_flow_instance_id",
     "new_timer_id",
     "partition_of",
@@ -68,6 +69,16 @@ def hash_key(key: str) -> int:
     version.
     """
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+def lock_key(schema: str | None, kind: str, name: str) -> int:
+    """Returns the signed 64-bit number of an advisory lock.
+
+    It is `hash_key` of the schema, the kind of lock and the name, so that two installations in one database,
+    and two kinds of locks, do not meet.
+    """
+    unsigned = hash_key(f"cascade_state/{schema or ''}/{kind}/{name}")
+    return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned
 
 
 def _with_low_bits(minted: UUID, source: UUID) -> UUID:

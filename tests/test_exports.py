@@ -121,6 +121,7 @@ def test_options_after_the_first_argument_are_keyword_only() -> None:
         "Events",
         "FlowDefinitions",
         "FlowInstances",
+        "Locks",
         "ReplicaSets",
         "Timers",
     ):

@@ -15,6 +15,7 @@ from cascade_state.abc.events import Events
 from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import AddResult, FlowInstances
 from cascade_state.abc.hints import HintListener
+from cascade_state.abc.locks import HeldLock, Locks
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.store import Store
@@ -29,7 +30,9 @@ __all__ = [
     "Events",
     "FlowDefinitions",
     "FlowInstances",
+    "HeldLock",
     "HintListener",
+    "Locks",
     "ReplicaSets",
     "Store",
     "StoreOptions",

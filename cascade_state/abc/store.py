@@ -22,6 +22,7 @@ from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import FlowInstances
 from cascade_state.abc.guards import Stage, StoreGuard
 from cascade_state.abc.hints import HintListener, HintTopic
+from cascade_state.abc.locks import Locks
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.timers import Timers
@@ -62,6 +63,7 @@ class Store(Advancing, ABC):
     timers: Timers
     events: Events
     replica_sets: ReplicaSets
+    locks: Locks
 
     def __init__(self, options: StoreOptions) -> None:
         self.options = options

@@ -30,6 +30,7 @@ class MemoryData:
         self.snapshots: set[Transaction] = set()  # open transactions that go on seeing what was
         self.feed_position: int = 0
         self.hints: HintBoard = HintBoard(partition_count)
+        self.fencing_tokens: dict[int, int] = {}  # by the number of an advisory lock
 
     def next_feed_position(self) -> int:
         """Returns the next place in the feed; commits are one after the other, so places are in commit order."""

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from cascade_state.abc.capabilities import Capabilities
 from cascade_state.abc.guards import Stage
 from cascade_state.abc.hints import HintListener, HintTopic
+from cascade_state.abc.locks import Locks
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.store import Isolation, Store
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.clock import SystemClock
 from cascade_state.errors import InvalidArgument
+from cascade_state.memory.advisory_locks import MemoryLocks
 from cascade_state.memory.data import MemoryData, close_data, open_data
 from cascade_state.memory.hints import MemoryHintListener
 from cascade_state.memory.repositories import attach_repositories
@@ -49,6 +51,8 @@ class MemoryStore(Store):
         self._data: MemoryData
         self._runner = StoreRunner(self._clock)
         self.open_transactions: set[Transaction] = set()
+        self._advisory_locks = MemoryLocks(self._guard, options)
+        self.locks: Locks = self._advisory_locks
         attach_repositories(self, self._runner, self._guard, self._limits)
 
     @property
@@ -86,9 +90,11 @@ class MemoryStore(Store):
     async def _open(self) -> None:
         self._data = open_data(self._name, self.options.partition_count)
         self._runner.open(self._data)
+        self._advisory_locks.open(self._data)
 
     async def _close(self) -> None:
         self._runner.close()
+        self._advisory_locks.close()
         # As when a connection closes: what was not committed is gone, and nobody waits for it any longer.
         for transaction in tuple(self.open_transactions):
             transaction.close()
@@ -99,7 +105,9 @@ class MemoryStore(Store):
         return MemoryHintListener(self._data.hints, topic)
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> UnitOfWork:
-        transaction = Transaction(self._data, self._clock, isolation=isolation)
+        transaction = Transaction(
+            self._data, self._clock, isolation=isolation, application_name=self.options.application_name
+        )
         return MemoryUnitOfWork(self, self._data, transaction, self._limits, read_only=read_only)
 
     def _enlist(self, session_or_connection: AsyncSession | AsyncConnection) -> AbstractAsyncContextManager[UnitOfWork]:

@@ -22,7 +22,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from cascade_state.clock import Clock
 from cascade_state.errors import StoreNotOpen, TransactionAborted
 from cascade_state.memory.data import MemoryData
-from cascade_state.memory.locks import Blocked, LockKey, LockOwner
+from cascade_state.memory.locks import ADVISORY, AdvisoryLock, Blocked, LockKey, LockOwner
 from cascade_state.memory.rows import (
     AssignmentKey,
     AssignmentRow,
@@ -160,8 +160,10 @@ class Mark(NamedTuple):
 class Transaction(LockOwner, View):
     """An open transaction."""
 
-    def __init__(self, data: MemoryData, clock: Clock, *, isolation: str | None = None) -> None:
-        LockOwner.__init__(self)
+    def __init__(
+        self, data: MemoryData, clock: Clock, *, isolation: str | None = None, application_name: str = ""
+    ) -> None:
+        LockOwner.__init__(self, application_name)
         View.__init__(self, data, clock)
         self._undo = Undo()
         self._layers: dict[str, LayeredTable[Any, Any]] = {}
@@ -241,8 +243,9 @@ class Transaction(LockOwner, View):
         self._data.locks.give_back(self)
 
     def close(self) -> None:
-        """Ends it because its store was closed; later calls raise `StoreNotOpen`."""
+        """Ends it because its store was closed; later calls, and one that waits for a lock, raise `StoreNotOpen`."""
         self._is_closed = True
+        self._data.locks.turn_away(self)
         self.end()
 
     def abort(self) -> None:
@@ -266,7 +269,7 @@ class Transaction(LockOwner, View):
             layers = self._layers.items()
             data.hints.tell((name, key, layer.top.get(key)) for name, layer in layers for key in layer.changed)
         if observers:
-            changed = {key for key, _ in self.taken if data.locks.held[key].exclusive is self}
+            changed = {key for key, _ in self.taken if key[0] != ADVISORY and data.locks.held[key].exclusive is self}
             for snapshot in observers:
                 snapshot.overtake(changed)
 
@@ -308,6 +311,19 @@ class Transaction(LockOwner, View):
         self._data.locks.give_back(self, mark.locks)
 
     # What a call asks for
+
+    async def acquire(self, which: AdvisoryLock, *, shared: bool, seconds: float | None) -> bool:
+        """Takes an advisory lock until the transaction ends, and returns whether that was possible in time.
+
+        Raises:
+            TransactionAborted: Transactions would wait for each other for ever; this one is aborted.
+        """
+        self.check_usable()
+        try:
+            return await self._data.locks.acquire(which, self, shared=shared, seconds=seconds)
+        except TransactionAborted:
+            self.abort()
+            raise
 
     def lock(self, kind: str, which: Hashable) -> None:
         key = (kind, which)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cascade_state.abc.locks import Patience
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.errors import StoreNotOpen, UsageError
 from cascade_state.memory.data import MemoryData
@@ -11,6 +12,7 @@ from cascade_state.memory.repositories import attach_repositories
 from cascade_state.memory.runners import UnitOfWorkRunner
 from cascade_state.memory.transaction import Transaction
 from cascade_state.model.advance import Limits
+from cascade_state.model.locks import LockName
 
 if TYPE_CHECKING:
     from cascade_state.memory.store import MemoryStore
@@ -42,6 +44,10 @@ class MemoryUnitOfWork(UnitOfWork):
     async def _rollback(self) -> None:
         self._store.open_transactions.discard(self._transaction)
         self._transaction.end()
+
+    async def _lock(self, name: LockName, shared: bool, patience: Patience) -> bool:
+        which = (self._store.locks.key_of(name), name)
+        return await self._transaction.acquire(which, shared=shared, seconds=patience.left())
 
     async def _set_savepoint(self) -> int:
         return self._transaction.set_savepoint()

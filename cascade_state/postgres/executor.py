@@ -19,13 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cascade_state.abc.hints import HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import UsageError
-from cascade_state.ids import hash_key, partition_of, partition_of_key
+from cascade_state.ids import lock_key, partition_of, partition_of_key
 from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.hints import hint_payload
 from cascade_state.postgres.operations import Operation
 
-__all__ = ["ConnectionExecutor", "Executor", "lock_key"]
+__all__ = ["ConnectionExecutor", "Executor"]
 
 Item = TypeVar("Item")
 
@@ -85,7 +85,7 @@ class Executor(ABC):
         return partition_of_key(key, self.options.partition_count)
 
     def lock_key(self, kind: str, name: str) -> int:
-        """Returns the advisory lock's number for a name of this installation; see `lock_key`."""
+        """Returns the advisory lock's number for a name of this installation; see `ids.lock_key`."""
         return lock_key(self.statements.schema, kind, name)
 
 
@@ -147,13 +147,3 @@ class _Joined:
 
     async def __aexit__(self, *exc_info: object) -> None:
         return None
-
-
-def lock_key(schema: str | None, kind: str, name: str) -> int:
-    """Returns the signed 64-bit number of an advisory lock.
-
-    It is `hash_key` of the schema, the kind of lock and the name, so that two installations in one database,
-    and two kinds of locks, do not meet.
-    """
-    unsigned = hash_key(f"cascade_state/{schema or ''}/{kind}/{name}")
-    return unsigned - (1 << 64) if unsigned >= 1 << 63 else unsigned

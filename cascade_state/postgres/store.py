@@ -15,6 +15,7 @@ from cascade_state.abc.capabilities import Capabilities
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.guards import Stage
 from cascade_state.abc.hints import HintListener, HintTopic
+from cascade_state.abc.locks import Locks
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.store import Isolation, Store
 from cascade_state.errors import UsageError
@@ -34,6 +35,8 @@ from cascade_state.postgres.engine import (
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.hints import HintSender
 from cascade_state.postgres.listening import HintReceiver, PostgresHintListener
+from cascade_state.postgres.lock_connections import LockConnections
+from cascade_state.postgres.locks import PostgresLocks
 from cascade_state.postgres.repositories import attach_repositories
 from cascade_state.postgres.statements.instants import CURRENT_INSTANT
 from cascade_state.postgres.statistics import read_statistics
@@ -72,6 +75,7 @@ class PostgresStore(Store):
         self._hints: HintSender | None
         self._receiver: HintReceiver | None
         self._executor: StoreExecutor
+        self._advisory_locks: PostgresLocks
         self._statements = StatementCache(options.schema)
         self._connections = DriverConnections()
 
@@ -137,6 +141,9 @@ class PostgresStore(Store):
         self._receiver = self._hint_receiver()
         self._executor = StoreExecutor(self.options, self._statements, self._engine, self._kept, self._hints)
         attach_repositories(self, self._executor, self._guard, self._limits)
+        lock_connections = LockConnections(self._direct_address, self.options, self._statements, self._connections)
+        self._advisory_locks = PostgresLocks(self._guard, self._executor, lock_connections)
+        self.locks: Locks = self._advisory_locks
         try:
             await self._check_partition_count()
         except BaseException:
@@ -182,6 +189,7 @@ class PostgresStore(Store):
         """Waits for the single statements under way; what needs longer, and units of work, loses its connection."""
         if self._receiver is not None:
             await self._receiver.close()
+        await self._advisory_locks.close()
         await self._executor.close()
         if self._hints is not None:
             await self._hints.close()
@@ -194,10 +202,16 @@ class PostgresStore(Store):
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> OwnUnitOfWork:
         return OwnUnitOfWork(
-            self.options, self._statements, self._engine, isolation=isolation, read_only=read_only, hints=self._hints
+            self.options,
+            self._statements,
+            self._advisory_locks,
+            self._engine,
+            isolation=isolation,
+            read_only=read_only,
+            hints=self._hints,
         )
 
     def _enlist(
         self, session_or_connection: AsyncSession | AsyncConnection
     ) -> AbstractAsyncContextManager[EnlistedUnitOfWork]:
-        return EnlistedUnitOfWork(self.options, self._statements, session_or_connection)  # type: ignore[return-value]
+        return EnlistedUnitOfWork(self.options, self._statements, self._advisory_locks, session_or_connection)  # type: ignore[return-value]

@@ -59,6 +59,7 @@ __all__ = [
     "flow_events",
     "flow_instances",
     "idempotency_keys",
+    "lock_tokens",
     "metadata",
     "partition_assignments",
     "partition_targets",
@@ -419,4 +420,18 @@ feed_checkpoints: Table = Table(
     instant_column("updated_at"),
     PrimaryKeyConstraint("partition_id", "consumer"),
     info=spread_by("partition"),
+)
+
+# One row for each name that was ever locked beyond a transaction; it lies in the partition of the lock's number.
+lock_tokens: Table = Table(
+    "lock_tokens",
+    metadata,
+    partition_column(),
+    bigint_column("lock_key"),
+    text_column("lock_name"),  # as JSON
+    bigint_column("token"),  # of its last holder; only grows
+    integer_column("backend_pid"),  # of the session that got it, and when
+    instant_column("acquired_at"),
+    PrimaryKeyConstraint("partition_id", "lock_key"),
+    info=spread_by("lock"),
 )

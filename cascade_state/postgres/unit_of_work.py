@@ -7,14 +7,17 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction
 
 from cascade_state.abc.completion import run_to_completion
+from cascade_state.abc.locks import Patience
 from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.errors import UsageError
+from cascade_state.model.locks import LockName
 from cascade_state.postgres.connections import OwnTransaction, driver_of, has_autocommit, start_on_wire
 from cascade_state.postgres.direct import StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor
 from cascade_state.postgres.hints import HintSender
+from cascade_state.postgres.locks import PostgresLocks
 from cascade_state.postgres.repositories import attach_repositories
 
 __all__ = ["EnlistedUnitOfWork", "OwnUnitOfWork"]
@@ -23,10 +26,13 @@ __all__ = ["EnlistedUnitOfWork", "OwnUnitOfWork"]
 class _SqlUnitOfWork(UnitOfWork):
     """What both kinds share: the connection, the caller's sessions on it, and savepoints."""
 
-    def __init__(self, options: StoreOptions, statements: StatementCache, *, read_only: bool = False) -> None:
+    def __init__(
+        self, options: StoreOptions, statements: StatementCache, locks: PostgresLocks, *, read_only: bool = False
+    ) -> None:
         super().__init__(options.limits, read_only=read_only)
         self._options = options
         self._statements = statements
+        self._locks = locks
         self._connection: AsyncConnection
         self._executor: ConnectionExecutor
         self._sessions: list[AsyncSession] = []
@@ -36,6 +42,9 @@ class _SqlUnitOfWork(UnitOfWork):
         driver = await driver_of(connection)
         self._executor = ConnectionExecutor(self._options, self._statements, connection, driver)
         attach_repositories(self, self._executor, self._guard, self._limits)
+
+    async def _lock(self, name: LockName, shared: bool, patience: Patience) -> bool:
+        return await self._locks.lock_in_transaction(self._executor, name, shared, patience)
 
     async def _set_savepoint(self) -> AsyncTransaction:
         with translated():
@@ -71,13 +80,14 @@ class OwnUnitOfWork(_SqlUnitOfWork):
         self,
         options: StoreOptions,
         statements: StatementCache,
+        locks: PostgresLocks,
         engine: AsyncEngine,
         *,
         isolation: str | None,
         read_only: bool,
         hints: HintSender | None,
     ) -> None:
-        super().__init__(options, statements, read_only=read_only)
+        super().__init__(options, statements, locks, read_only=read_only)
         self._hints = hints
         execution_options: dict[str, Any] = {}
         if isolation is not None:
@@ -112,9 +122,10 @@ class EnlistedUnitOfWork(_SqlUnitOfWork):
         self,
         options: StoreOptions,
         statements: StatementCache,
+        locks: PostgresLocks,
         session_or_connection: AsyncSession | AsyncConnection,
     ) -> None:
-        super().__init__(options, statements)
+        super().__init__(options, statements, locks)
         if not isinstance(session_or_connection, (AsyncSession, AsyncConnection)):
             kind = type(session_or_connection).__name__
             raise UsageError(f"enlist takes an AsyncSession or an AsyncConnection, not {kind}")

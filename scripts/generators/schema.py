@@ -13,7 +13,7 @@ from scripts.drawing import ACCENT, FAINT, FILL, GROUND, Drawing
 PLACES = (
     ("flow_definitions", "flow_instances"),
     ("step_results", "component_states", "timers"),
-    ("flow_events", "correlations"),
+    ("flow_events", "correlations", "lock_tokens"),
     ("early_events", "idempotency_keys", "settings", "feed_checkpoints"),
     ("replica_sets", "workers", "partition_targets", "partition_assignments"),
 )
@@ -27,6 +27,7 @@ WHAT = {
     "correlations": "Waits, and the deliveries made for them. Lies in the partition of its key.",
     "early_events": "Events that nobody waited for yet, ids remembered for deduplication, and dead letters.",
     "idempotency_keys": "What is unique across partitions: the business keys of flows.",
+    "lock_tokens": "The fencing token of each lock that was held beyond a transaction, and who got it last.",
     "settings": "The partition count, fixed by the first migration.",
     "replica_sets": "The replica sets. Whoever changes the membership of one locks its row first.",
     "workers": "The workers of replica sets, with their last heartbeat. One that has left has no row.",

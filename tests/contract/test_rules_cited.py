@@ -13,6 +13,7 @@ RULES = frozenset(
         *(f"C-{number}" for number in range(30, 36)),
         *(f"C-{number}" for number in range(40, 46)),
         *(f"C-{number}" for number in (50, 51)),
+        *(f"LCK-{number:02}" for number in range(1, 18)),
         "Errors",  # the rule that has no number
     ]
 )

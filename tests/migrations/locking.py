@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from cascade_state.postgres.executor import lock_key
+from cascade_state.ids import lock_key
 
 __all__ = ["LOCK_KEY", "WAIT", "execute", "migration_lock", "waiting"]
 

@@ -53,7 +53,7 @@ from alembic import op
 revision = "0001"
 down_revision = None
 branch_labels = ("theirs",)
-depends_on = ("cascade_state_0004",)
+depends_on = ({head!r},)
 
 def upgrade():
     op.execute("CREATE TABLE invoices (n integer)")
@@ -68,7 +68,9 @@ def their_config(tmp_path: Path, empty_database_url: str) -> Config:
     """The Alembic configuration of an application that embeds our revisions."""
     (tmp_path / "versions").mkdir()
     (tmp_path / "env.py").write_text(THEIR_ENV, encoding="utf-8")
-    (tmp_path / "versions" / "0001_invoices.py").write_text(THEIR_REVISION, encoding="utf-8")
+    (tmp_path / "versions" / "0001_invoices.py").write_text(
+        THEIR_REVISION.format(head=head_revision()), encoding="utf-8"
+    )
     config = Config()
     config.set_main_option("script_location", str(tmp_path))
     config.set_main_option("path_separator", "newline")

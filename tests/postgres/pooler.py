@@ -20,11 +20,19 @@ __all__ = ["pgbouncer"]
 _PATIENCE_SECONDS = 20
 _SERVER_CONNECTIONS = 4  # fewer than clients, so that statements of one client come to several server connections
 _NOBODY = 65534
+_SETTINGS = (
+    "timezone, default_transaction_isolation, idle_session_timeout, statement_timeout, lock_timeout, "
+    "tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count"
+)
 
 
 @contextmanager
-def pgbouncer(url: str) -> Iterator[str]:
-    """Starts PgBouncer for the database of `url`; gives the URL that leads through it."""
+def pgbouncer(url: str, *, ignores_settings: bool = False) -> Iterator[str]:
+    """Starts PgBouncer for the database of `url`; gives the URL that leads through it.
+
+    Args:
+        ignores_settings: Whether it takes settings of a connection without a word, instead of refusing them.
+    """
     binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if binary is None:
         pytest.skip("SKIP-PGBOUNCER: there is no pgbouncer binary")
@@ -48,6 +56,7 @@ auth_file = {directory / "users"}
 pool_mode = transaction
 default_pool_size = {_SERVER_CONNECTIONS}
 max_client_conn = 200
+ignore_startup_parameters = {_SETTINGS if ignores_settings else ""}
 """
         )
         owner = _owner(host)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -313,6 +314,23 @@ async def test_a_deployment_takes_four(wire: Wire, store: Store) -> None:
         before = wire.round_trips
         await factories.deploy_flow_definition(store)
     assert wire.round_trips - before <= 4
+
+
+async def test_a_lock_takes_one_in_a_unit_of_work_and_two_beyond_it(wire: Wire, store: Store) -> None:
+    for _ in range(_WARM_UP + 1):
+        counts = []
+        async with store.begin() as uow:
+            counts.append(wire.round_trips)
+            await uow.lock("month")
+            counts.append(wire.round_trips)
+            lock = await store.locks.try_acquire("year")
+            assert lock is not None
+            counts.append(wire.round_trips)
+            await lock.check()
+            counts.append(wire.round_trips)
+            await lock.release()
+            counts.append(wire.round_trips)
+    assert [after - before for before, after in pairwise(counts)] == [1, 2, 1, 1]
 
 
 async def test_the_wire_counts_each_question_once(wire: Wire) -> None:
