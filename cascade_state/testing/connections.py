@@ -26,6 +26,7 @@ from cascade_state.errors import (
 
 __all__ = [
     "Connection",
+    "as_ours",
     "checked_name",
     "connect",
     "database_of",
@@ -153,9 +154,19 @@ def translated(database: str) -> Iterator[None]:
         pg.CrashShutdownError,
         pg.PostgresConnectionError,
         pg.InterfaceError,
+        pg.InternalClientError,  # the server ended the session while nothing was asked of it
         OSError,
     ) as exc:
         raise ServerUnavailable(reason=_one_line(exc)) from exc
+
+
+def as_ours(exc: Exception) -> Exception:
+    """Returns an error in our words for what the server refused and `translated` has no class for."""
+    if not isinstance(exc, pg.PostgresError):
+        return exc
+    ours = TestDatabaseError(_one_line(exc))
+    ours.__cause__ = exc
+    return ours
 
 
 def is_lock_timeout(exc: BaseException) -> bool:

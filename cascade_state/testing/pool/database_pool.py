@@ -7,8 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -26,7 +25,7 @@ from cascade_state.errors import (
 from cascade_state.testing.connections import checked_name
 from cascade_state.testing.databases import DatabaseCommands
 from cascade_state.testing.pool import slots, upkeep
-from cascade_state.testing.pool.keeper import PATIENCE_SECONDS, Counters, Keeper, PoolOptions
+from cascade_state.testing.pool.keeper import PATIENCE_SECONDS, Counters, Keeper, PoolOptions, in_use
 from cascade_state.testing.pool.session import PoolSession, shared_session
 from cascade_state.testing.pool.slots import Slot, SlotState, database_name, database_prefix
 
@@ -206,9 +205,10 @@ class DatabasePool:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    @asynccontextmanager
-    async def lease(self, *, timeout: timedelta | None = timedelta(seconds=60)) -> AsyncIterator[PooledDatabase]:
-        """Yields a database of one's own: `async with pool.lease() as database`.
+    def lease(
+        self, *, timeout: timedelta | None = timedelta(seconds=60)
+    ) -> AbstractAsyncContextManager[PooledDatabase]:
+        """Returns a context with a database of one's own: `async with pool.lease() as database`.
 
         It is given back at the end, connections to it are ended, and it is made anew in the background, unless
         `keep_clean()` was called. Nobody else gets it as long as this process lives, however long that takes. Callers
@@ -224,13 +224,7 @@ class DatabasePool:
             DatabaseInUse: Somebody is connected to the template.
             ServerUnavailable: The server does not answer, or has no room.
         """
-        database = await self._next(timeout, self._session.holder if self._scope else None)
-        is_clean = False
-        try:
-            yield database
-            is_clean = database._is_clean
-        finally:
-            await _to_the_end(self._give_back(database, is_clean=is_clean))
+        return _Lease(self, timeout)
 
     async def hand_out(self, *, timeout: timedelta | None = timedelta(seconds=60)) -> PooledDatabase:
         """Returns a database for somebody who holds no session, such as an HTTP client.
@@ -325,6 +319,10 @@ class DatabasePool:
         )
 
     # ----- Handing out
+
+    async def _lend(self, timeout: timedelta | None) -> PooledDatabase:
+        self._check_open()
+        return await self._next(timeout, self._session.holder)
 
     async def _next(self, timeout: timedelta | None, holder: int | None) -> PooledDatabase:
         self._check_open()
@@ -468,7 +466,7 @@ class DatabasePool:
         async with self._session.worker() as connection:
             users = await connection.fetch(upkeep.USERS, self.template)
             if users:
-                raise _in_use(users)
+                raise in_use(users)
             rows = await connection.fetch(upkeep.DOOM, self.template)
         self._report(PoolClosed(template=self.template))
         deadline = time.monotonic() + _CLEAR_SECONDS
@@ -483,16 +481,17 @@ class DatabasePool:
 
     async def _check_unused(self, database: str) -> None:
         async with self._session.worker() as connection:
-            rows = await connection.fetch(slots.CONNECTED, database)
+            rows = await connection.fetch(upkeep.CONNECTED, database)
         if rows:
-            raise _in_use(rows)
+            raise in_use(rows)
 
     async def _explain(self) -> str:
         with contextlib.suppress(TestDatabaseError):
             now = await asyncio.wait_for(self.statistics(), 1.0)
             bound = f", {now.databases} of {now.max_databases} on the server" if now.max_databases is not None else ""
             trouble = f"; {self._keeper.trouble}" if self._keeper.trouble else ""
-            return f"{now.leased} of {now.max_size} are leased, {now.recycling} are being made{bound}{trouble}"
+            counts = f"{now.leased} of {now.max_size} are leased, {now.recycling} are being made, {now.ready} are ready"
+            return f"{counts}{bound}{trouble}"
         return "the server does not answer"
 
     def _check_open(self) -> None:
@@ -509,10 +508,21 @@ class DatabasePool:
             self._may_be_ready.set()
 
 
-def _in_use(users: list[Any]) -> DatabaseInUse:
-    database = users[0]["database"]
-    connections = tuple((row["process_id"], row["application_name"]) for row in users if row["database"] == database)
-    return DatabaseInUse(database=database, connections=connections)
+class _Lease(AbstractAsyncContextManager[PooledDatabase]):
+    """A lease to enter. No generator: one that is forgotten would end with its object, in the middle of a test."""
+
+    def __init__(self, pool: DatabasePool, timeout: timedelta | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._database: PooledDatabase
+
+    async def __aenter__(self) -> PooledDatabase:
+        self._database = await self._pool._lend(self._timeout)
+        return self._database
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        is_clean = self._database._is_clean and exc_type is None
+        await _to_the_end(self._pool._give_back(self._database, is_clean=is_clean))
 
 
 async def _to_the_end(work: Any) -> None:

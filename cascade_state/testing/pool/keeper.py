@@ -26,24 +26,25 @@ from cascade_state.errors import (
     DatabaseInUse,
     DatabaseNotFound,
     ServerUnavailable,
-    TestDatabaseError,
 )
-from cascade_state.testing.connections import Connection, quoted, translated
+from cascade_state.testing.connections import Connection, as_ours, quoted, translated
 from cascade_state.testing.pool import upkeep
 from cascade_state.testing.pool.session import GRACE, PoolSession
 from cascade_state.testing.pool.slots import database_name
 
-__all__ = ["PATIENCE_SECONDS", "Counters", "Keeper", "PoolOptions"]
+__all__ = ["PATIENCE_SECONDS", "Counters", "Keeper", "PoolOptions", "in_use"]
 
 _logger = logging.getLogger(__name__)
 
 _WAITED_FOR_SECONDS = 0.1  # between two looks while somebody waits
 _IDLE_SECONDS = 2.0  # otherwise; a holder that is gone is then noticed before the next test wants its database
 _RETRY_SECONDS = (0.05, 0.2)  # before the second and the third attempt to copy
+_TEMPLATE_SECONDS = 1.0  # for sessions of the template to leave; PostgreSQL itself would hold the copy up for five
 _PROBED_NAMES = 100  # beyond max_size: names that databases of others may have
 
 # How long a server may be away (restarting, out of room) before whoever waits is told.
 PATIENCE_SECONDS = 5.0
+_END_SECONDS = 10.0
 _PARALLEL = max(2, os.cpu_count() or 1)
 
 
@@ -95,6 +96,7 @@ class Keeper:
     _look: asyncio.Event = field(default_factory=asyncio.Event)
     _is_wanted: bool = True  # somebody asked since the last look: only then others are evicted, and failures forgotten
     _has_failed: bool = False
+    _is_ended: bool = False
     _recovered_at: float = float("-inf")
     _makers: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -136,6 +138,10 @@ class Keeper:
             pass
 
     async def _end_makers(self) -> None:
+        """Lets each finish what it is making: a copy that is broken off has to be made again by others."""
+        self._is_ended = True
+        if self._makers:
+            await asyncio.wait(self._makers, timeout=_END_SECONDS)
         for maker in self._makers:
             maker.cancel()
         if self._makers:
@@ -154,8 +160,8 @@ class Keeper:
             _logger.warning("pool of %s: %s", self.options.template, exc)
             await asyncio.sleep(_WAITED_FOR_SECONDS)
             return
-        except TestDatabaseError as exc:
-            self._fail(exc)
+        except Exception as exc:
+            self._fail(as_ours(exc))
             return
         if self._has_failed:
             return  # until somebody asks again
@@ -175,9 +181,10 @@ class Keeper:
     async def _recover(self, connection: Connection) -> None:
         """Settles what became of databases whose holders are gone, or that are gone themselves."""
         await connection.fetch(upkeep.MARK_MISSING)
-        for row in await connection.fetch(upkeep.FORGET_GONE, GRACE):
+        for row in await connection.fetch(upkeep.RECOVER_GONE, GRACE):
             self.counters.recovered += 1
-            _logger.info("database %s: its holder (pid %s) is gone", row["database"], row["process_id"])
+            _logger.info("database %s: its holder is gone", row["database"])
+        await connection.fetch(upkeep.FORGET_GONE, GRACE)
         await connection.fetch(upkeep.MARK_STALE, self.options.template)
         await connection.fetch(upkeep.NOTE_CONNECTED, self.options.template)
 
@@ -226,7 +233,7 @@ class Keeper:
     async def _make(self) -> None:
         """Does open jobs, one after the other, until there is none."""
         away_since: float | None = None
-        while not self._has_failed:
+        while not (self._has_failed or self._is_ended):
             try:
                 if not await self._one_job():
                     return
@@ -238,10 +245,10 @@ class Keeper:
                     self._fail(exc)
                     return
                 await asyncio.sleep(_RETRY_SECONDS[-1])
-            except TestDatabaseError as exc:
-                self._fail(exc)
+            except Exception as exc:
+                self._fail(as_ours(exc))
 
-    def _fail(self, exc: TestDatabaseError) -> None:
+    def _fail(self, exc: Exception) -> None:
         self._has_failed = True
         self.counters.copies_failed += 1
         _logger.warning("pool of %s: a copy failed: %s", self.options.template, exc)
@@ -253,6 +260,7 @@ class Keeper:
             job = await connection.fetchrow(upkeep.CLAIM, self.options.template, self.session.holder)
             if job is None:
                 return False
+            self.session.making.add(job["database"])
             try:
                 await self._do(connection, job)
             except _Postponed:
@@ -260,6 +268,8 @@ class Keeper:
             except BaseException:
                 await self._release(job)
                 raise
+            finally:
+                self.session.making.discard(job["database"])
             return True
 
     async def _do(self, connection: Connection, job: Any) -> None:
@@ -273,7 +283,7 @@ class Keeper:
             try:
                 await self._copy(connection, job)
                 break
-            except (DatabaseInUse, DatabaseAlreadyExists) as exc:  # a session that leaves, a copy of a killed maker
+            except DatabaseAlreadyExists as exc:  # finished meanwhile, by the server, for a maker that was killed
                 self.trouble = str(exc)
                 if pause is None:
                     raise
@@ -286,6 +296,8 @@ class Keeper:
         template = job["template"]
         if job["template_oid"] is None:
             raise DatabaseNotFound(database=template)
+        if job["is_template_in_use"]:
+            await self._await_template(connection, template)
         await self._drop(connection, job)
         owner = f"OWNER {quoted(self.options.owner)}" if self.options.owner else ""
         strategy = self.session.server.copy_strategy
@@ -293,6 +305,14 @@ class Keeper:
             await connection.execute(
                 f"CREATE DATABASE {quoted(job['database'])} TEMPLATE {quoted(template)} {owner} {strategy}"
             )
+
+    async def _await_template(self, connection: Connection, template: str) -> None:
+        deadline = time.monotonic() + _TEMPLATE_SECONDS
+        while users := await connection.fetch(upkeep.CONNECTED, template):
+            if time.monotonic() > deadline:
+                raise in_use(users)
+            self.trouble = str(in_use(users))
+            await asyncio.sleep(_RETRY_SECONDS[0])
 
     async def _drop(self, connection: Connection, job: Any) -> None:
         force = "WITH (FORCE)" if job["may_disconnect"] else ""
@@ -304,9 +324,17 @@ class Keeper:
 
     async def _release(self, job: Any) -> None:
         """Leaves a job to whoever looks next; on another connection, for the own may be in the middle of something."""
+        self.session.making.discard(job["database"])
 
         async def release() -> None:
             with contextlib.suppress(ServerUnavailable):
                 await self.session.fetchrow(upkeep.RELEASE, job["template"], job["number"], self.session.holder)
 
         await asyncio.shield(release())
+
+
+def in_use(users: list[Any]) -> DatabaseInUse:
+    """Returns the error that names the users of the first of these databases."""
+    database = users[0]["database"]
+    connections = tuple((row["process_id"], row["application_name"]) for row in users if row["database"] == database)
+    return DatabaseInUse(database=database, connections=connections)

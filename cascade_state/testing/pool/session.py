@@ -57,6 +57,10 @@ _RETURN_UNKNOWN = """
 UPDATE slots SET state = 'ready', holder = NULL, changed_at = clock_timestamp()
 WHERE holder = $1 AND state = 'leased' AND NOT (database = ANY ($2::text[]))
 """
+_RELEASE_UNKNOWN = """
+UPDATE slots SET holder = NULL
+WHERE holder = $1 AND state = 'recycling' AND NOT (database = ANY ($2::text[]))
+"""
 _GIVE_UP_ALL = """
 UPDATE slots
 SET may_disconnect = may_disconnect AND state = 'recycling', state = 'recycling', holder = NULL,
@@ -76,7 +80,9 @@ class PoolSession:
         self.server: DatabaseCommands = server
         # 62 bits: its halves in pg_locks are unsigned, and a positive number makes them easy to put together.
         self.holder: int = secrets.randbits(62)
-        self.leased: set[str] = set()  # names of databases; what else the books give us was never handed out
+        # Names of databases. What else the books say is ours was never handed out, or is not being made any more.
+        self.leased: set[str] = set()
+        self.making: set[str] = set()
         self.listeners: set[Callable[[str], None]] = set()
         self.clones: asyncio.Semaphore = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self.users: int = 0
@@ -159,6 +165,7 @@ class PoolSession:
                 await connection.fetchval("SELECT pg_advisory_lock($1)", self.holder, timeout=_LOCK_SECONDS)
                 await connection.fetchval(_ENROL, self.holder, os.getpid(), _program())
                 await connection.fetchval(_RETURN_UNKNOWN, self.holder, sorted(self.leased))
+                await connection.fetchval(_RELEASE_UNKNOWN, self.holder, sorted(self.making))
                 await connection.add_listener("slots", self._notified)
         except BaseException:
             connection.terminate()

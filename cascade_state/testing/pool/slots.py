@@ -24,7 +24,6 @@ from enum import StrEnum
 from typing import Any
 
 __all__ = [
-    "CONNECTED",
     "GIVE_BACK_CLEAN",
     "GIVE_BACK_DIRTY",
     "LAYOUT",
@@ -120,7 +119,7 @@ def database_name(prefix: str, number: int) -> str:
 # ----- On the session's kept connection: one round trip each
 
 # First come, first served, and new ones in the order of their numbers, although they are made side by side: one waits
-# for those before it that are still being made for the first time. $1 template, $2 holder or NULL.
+# a moment for those before it that are still being made for the first time. $1 template, $2 holder or NULL.
 LEASE = """
 WITH chosen AS (
     SELECT s.template, s.number
@@ -130,7 +129,8 @@ WITH chosen AS (
       AND EXISTS (SELECT FROM pg_database d WHERE d.datname = s.database)
       AND NOT (s.generation = 1 AND EXISTS (
           SELECT FROM slots e
-          WHERE e.template = $1 AND e.number < s.number AND e.generation = 0 AND e.holder IS NOT NULL))
+          WHERE e.template = $1 AND e.number < s.number AND e.generation = 0 AND e.holder IS NOT NULL
+            AND e.changed_at > clock_timestamp() - interval '1 second'))
     ORDER BY s.changed_at, s.number
     LIMIT 1
     FOR UPDATE OF s SKIP LOCKED
@@ -173,11 +173,6 @@ RETURNING true AS given
 LOOK_UP = """
 SELECT s.template, s.number, s.database, s.generation, s.state = 'leased' AND s.holder IS NULL AS is_out
 FROM slots s WHERE s.template = $1 AND s.number = $2 AND NOT s.is_doomed
-"""
-
-# $1 database.
-CONNECTED = """
-SELECT database, process_id, application_name FROM users WHERE database = $1 ORDER BY process_id
 """
 
 # $1 template, $2 number, $3 generation, $4 the new state.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "CLAIM",
+    "CONNECTED",
     "COUNTS",
     "COUNT_DOOMED",
     "DOOM",
@@ -19,6 +20,7 @@ __all__ = [
     "NOTE_CONNECTED",
     "ONE_AT_A_TIME",
     "RECLAIM",
+    "RECOVER_GONE",
     "RELEASE",
     "SHRINK",
     "USERS",
@@ -31,18 +33,23 @@ SET missing_since = CASE WHEN h.missing_since IS NULL THEN clock_timestamp() END
 WHERE (h.missing_since IS NULL) = (h.holder NOT IN (SELECT holder FROM live_holders))
 """
 
-# $1 how long a holder may be missing.
-FORGET_GONE = """
-WITH gone AS (
-    DELETE FROM holders h
-    WHERE h.missing_since < clock_timestamp() - $1::interval AND h.holder NOT IN (SELECT holder FROM live_holders)
-    RETURNING h.holder, h.process_id, h.application_name
-)
+# Of holders that are missing for longer than $1, or that ended and yet left something behind: a command that was on its
+# way when they closed.
+RECOVER_GONE = """
 UPDATE slots s
 SET state = 'recycling', holder = NULL, may_disconnect = s.may_disconnect AND s.state = 'recycling',
     changed_at = clock_timestamp()
-FROM gone WHERE s.holder = gone.holder
-RETURNING s.database, gone.process_id, gone.application_name
+WHERE s.holder IS NOT NULL AND s.holder NOT IN (SELECT holder FROM live_holders)
+  AND NOT EXISTS (
+      SELECT FROM holders h
+      WHERE h.holder = s.holder
+        AND (h.missing_since IS NULL OR h.missing_since >= clock_timestamp() - $1::interval))
+RETURNING s.database
+"""
+
+FORGET_GONE = """
+DELETE FROM holders h
+WHERE h.missing_since < clock_timestamp() - $1::interval AND h.holder NOT IN (SELECT holder FROM live_holders)
 """
 
 # $1 template.
@@ -127,6 +134,11 @@ WHERE s.template = $1
 RETURNING s.database
 """
 
+# $1 database.
+CONNECTED = """
+SELECT database, process_id, application_name FROM users WHERE database = $1 ORDER BY process_id
+"""
+
 # $1 template.
 COUNT_DOOMED = "SELECT count(*) AS doomed, min(database) AS database FROM slots WHERE template = $1 AND is_doomed"
 
@@ -181,7 +193,8 @@ WITH chosen AS (
 UPDATE slots s SET holder = $2
 FROM chosen WHERE s.template = chosen.template AND s.number = chosen.number
 RETURNING s.template, s.number, s.database, s.generation, s.may_disconnect, s.is_doomed,
-          (SELECT oid FROM pg_database WHERE datname = s.template) AS template_oid
+          (SELECT oid FROM pg_database WHERE datname = s.template) AS template_oid,
+          EXISTS (SELECT FROM users u WHERE u.database = s.template) AS is_template_in_use
 """
 
 # Doomed while it was being made: it goes on to be dropped. A new one keeps its place among the new ones. $1 template,

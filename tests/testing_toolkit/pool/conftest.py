@@ -65,6 +65,12 @@ def template(server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
+def fill() -> Callable[[str], Awaitable[None]]:
+    """Makes the table of the templates."""
+    return filled
+
+
+@pytest.fixture
 def rows_of() -> Callable[[str], Awaitable[list[str]]]:
     """Reads what is in the table of a copy."""
 
