@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransactio
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.errors import StoreNotOpen, TransactionAborted
 from cascade_state.postgres.direct import DriverConnection, was_rolled_back_instead
+from cascade_state.postgres.engine import opened_meanwhile
 from cascade_state.postgres.error_translation import translated
 
 __all__ = ["KEPT_LOCK_TIMEOUT", "KeptConnections", "OwnTransaction", "driver_of", "has_autocommit", "start_on_wire"]
@@ -18,6 +20,8 @@ __all__ = ["KEPT_LOCK_TIMEOUT", "KeptConnections", "OwnTransaction", "driver_of"
 # A kept connection serves many callers, so it must not wait long for a row that one of them contends for; see
 # StoreExecutor.
 KEPT_LOCK_TIMEOUT = "200ms"
+
+_CLOSING_SECONDS = 2.0  # how long the server is given to say good-bye
 
 Kept: TypeAlias = tuple[AsyncConnection, DriverConnection]
 
@@ -81,13 +85,14 @@ class OwnTransaction:
     async def _checked_out(self) -> AsyncConnection:
         """Takes a connection from the pool, passing over those that the server closed meanwhile."""
         while True:
-            connection = await self._engine.connect()
+            connection = await _connected(self._engine)
             try:
                 driver = await driver_of(connection)
                 if not driver.is_closed():
                     self.driver = driver
                     return connection
-                await connection.invalidate()
+                # In a task of its own: older releases of SQLAlchemy swallow a cancellation that meets them here.
+                await run_to_completion(connection.invalidate())
             except BaseException:
                 await run_to_completion(_discard(connection))
                 raise
@@ -115,6 +120,36 @@ class OwnTransaction:
             await connection.close()  # rolls back what is open
         except Exception:
             await _discard(connection)
+
+
+async def _connected(engine: AsyncEngine) -> AsyncConnection:
+    """Takes a connection from an engine. Whoever is cancelled meanwhile gets none, and none is left open.
+
+    Older releases of SQLAlchemy forget a connection whose first statements are cancelled. And they wait for a free one
+    with `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes in the moment when one is free.
+    """
+    cancellations = _cancellations()
+    with opened_meanwhile() as opened:
+        try:
+            connection = await engine.connect()
+        except BaseException:
+            for driver in opened:
+                await run_to_completion(_close_driver(driver))
+            raise
+    if _cancellations() > cancellations:
+        await run_to_completion(_close(connection))
+        raise asyncio.CancelledError
+    return connection
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+async def _close_driver(driver: DriverConnection) -> None:
+    with suppress(Exception):  # it ends itself then
+        await driver.close(timeout=_CLOSING_SECONDS)
 
 
 async def _discard(connection: AsyncConnection) -> None:
@@ -212,7 +247,7 @@ class KeptConnections:
         self._open += 1
         try:
             with translated():
-                connection = await self._engine.connect()
+                connection = await _connected(self._engine)
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 return connection, await driver_of(connection)
         except BaseException:

@@ -8,7 +8,9 @@ caller's SQL.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit, urlunsplit
 from weakref import WeakSet
@@ -19,9 +21,17 @@ from sqlalchemy.pool import NullPool
 
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import InvalidArgument, StoreNotOpen
-from cascade_state.postgres.direct import CONNECTION_CLASS
+from cascade_state.postgres.direct import CONNECTION_CLASS, DriverConnection
 
-__all__ = ["DriverConnections", "connect_arguments", "driver_url", "pooled_engine", "shown_url", "unpooled_engine"]
+__all__ = [
+    "DriverConnections",
+    "connect_arguments",
+    "driver_url",
+    "opened_meanwhile",
+    "pooled_engine",
+    "shown_url",
+    "unpooled_engine",
+]
 
 _STATEMENT_CACHE_SIZE = (
     512  # an advance has one text for each combination of what it writes; the driver's default is 100
@@ -89,6 +99,21 @@ def connect_arguments(url: str, options: StoreOptions, settings: Mapping[str, st
     return arguments
 
 
+# The driver connections opened inside an `opened_meanwhile` of this task.
+_opened: ContextVar[list[DriverConnection] | None] = ContextVar("_opened", default=None)
+
+
+@contextmanager
+def opened_meanwhile() -> Iterator[list[DriverConnection]]:
+    """Gives a list of the driver connections that the current task opens inside the block."""
+    opened: list[DriverConnection] = []
+    token = _opened.set(opened)
+    try:
+        yield opened
+    finally:
+        _opened.reset(token)
+
+
 class DriverConnections:
     """Every driver connection of one store: once it is closed, none is left open, and none is opened any more."""
 
@@ -105,6 +130,9 @@ class DriverConnections:
         except ValueError:  # also the driver's ClientConfigurationError
             raise _bad_url() from None
         self._open.add(connection)
+        opened = _opened.get()
+        if opened is not None:
+            opened.append(connection)
         if self._closed:
             connection.terminate()
         return connection

@@ -36,6 +36,8 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
 def started_demo(temporary: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Starts a demo that keeps its server's directory below `temporary`, and ends it whatever happens."""
     code = (
+        # A run in the background of a shell ignores Ctrl-C, and so would its children.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from cascade_state.demo import run; place = sys.argv.pop(1); run._memory_disk = lambda: place; "
         "from cascade_state.demo.__main__ import main; sys.exit(main())"
     )
