@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         CascadeStateError,
         ComponentStateNotFound,
         Conflict,
+        FeedConsumerNotFound,
         FlowDefinitionInUse,
         FlowDefinitionNotFound,
         FlowInstanceNotFound,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from cascade_state.model.component_states import ComponentState
     from cascade_state.model.correlations import Correlation, DeadLetter, Delivery
     from cascade_state.model.events import FlowEvent, NewEvent
+    from cascade_state.model.feeds import FeedBatch, FeedFailure, FeedLag, FeedNews, RegisteredConsumer
     from cascade_state.model.filters import FlowInstanceFilter
     from cascade_state.model.flow_definitions import Condition, FlowDefinition, StepDefinition, Trigger
     from cascade_state.model.flow_instances import FlowInstance
@@ -76,6 +78,11 @@ __all__ = [
     "CursorList",
     "DeadLetter",
     "Delivery",
+    "FeedBatch",
+    "FeedConsumerNotFound",
+    "FeedFailure",
+    "FeedLag",
+    "FeedNews",
     "FlowDefinition",
     "FlowDefinitionInUse",
     "FlowDefinitionNotFound",
@@ -100,6 +107,7 @@ __all__ = [
     "NewEvent",
     "NotFound",
     "Page",
+    "RegisteredConsumer",
     "ScheduleTimer",
     "SchemaMismatch",
     "SerializationError",
@@ -142,6 +150,11 @@ _HOMES = {
     "CursorList": "model.lists",
     "DeadLetter": "model.correlations",
     "Delivery": "model.correlations",
+    "FeedBatch": "model.feeds",
+    "FeedConsumerNotFound": "errors",
+    "FeedFailure": "model.feeds",
+    "FeedLag": "model.feeds",
+    "FeedNews": "model.feeds",
     "FlowDefinition": "model.flow_definitions",
     "FlowDefinitionInUse": "errors",
     "FlowDefinitionNotFound": "errors",
@@ -166,6 +179,7 @@ _HOMES = {
     "NewEvent": "model.events",
     "NotFound": "errors",
     "Page": "model.lists",
+    "RegisteredConsumer": "model.feeds",
     "ScheduleTimer": "model.timers",
     "SchemaMismatch": "errors",
     "SerializationError": "errors",

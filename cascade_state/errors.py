@@ -9,7 +9,8 @@ The tree, by what the caller can do about it:
     │   ├── InvalidArgument (ValueError)        argument, path, reason
     │   └── InvalidDefinition (ValueError)      flow_id, step_id, reason
     ├── NotFound (LookupError)     entity, key
-    │   └── FlowDefinitionNotFound · FlowInstanceNotFound · ComponentStateNotFound · TimerNotFound
+    │   ├── FlowDefinitionNotFound · FlowInstanceNotFound · ComponentStateNotFound · TimerNotFound
+    │   └── FeedConsumerNotFound
     ├── Conflict                   somebody was first
     │   ├── AlreadyExists          entity, key, existing_id
     │   ├── VersionConflict        expected_version, actual_version
@@ -43,6 +44,7 @@ __all__ = [
     "DatabaseDiscarded",
     "DatabaseInUse",
     "DatabaseNotFound",
+    "FeedConsumerNotFound",
     "FlowDefinitionInUse",
     "FlowDefinitionNotFound",
     "FlowInstanceNotFound",
@@ -204,6 +206,13 @@ class TimerNotFound(NotFound):
 
     def __init__(self, *, key: Any) -> None:
         super().__init__(entity="timer", key=key)
+
+
+class FeedConsumerNotFound(NotFound):
+    """No consumer of the feed has this name; it was never registered (its first run does that), or was removed."""
+
+    def __init__(self, *, key: Any) -> None:
+        super().__init__(entity="feed consumer", key=key)
 
 
 class Conflict(CascadeStateError):

@@ -12,6 +12,7 @@ from cascade_state.abc.capabilities import Capabilities
 from cascade_state.abc.component_states import ComponentStates
 from cascade_state.abc.correlations import Correlations
 from cascade_state.abc.events import Events
+from cascade_state.abc.feeds import Feeds
 from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import AddResult, FlowInstances
 from cascade_state.abc.hints import HintListener
@@ -28,6 +29,7 @@ __all__ = [
     "ComponentStates",
     "Correlations",
     "Events",
+    "Feeds",
     "FlowDefinitions",
     "FlowInstances",
     "HeldLock",

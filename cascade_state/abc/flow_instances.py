@@ -231,19 +231,27 @@ class FlowInstances(Repository, ABC):
         statuses: Iterable[FlowStatus] = TERMINAL_STATUSES,
         limit: int = 1000,
         dry_run: bool = False,
+        force: bool = False,
     ) -> int:
         """Removes up to `limit` flows that ended before an instant; returns how many (would be, with `dry_run`).
 
         A flow goes only together with its whole family: as long as one flow with the same root has not ended
         before the instant in one of the statuses, none of them is removed. Oldest first; repeat until it
         returns 0. Skips rows that another transaction holds, so it never blocks a worker.
+
+        Their history goes with them. So a flow also waits until every consumer of the feed has handled its
+        events, paused consumers included.
+
+        Args:
+            force: Whether to remove flows whose events some consumer has not handled, too. It will never see
+                them.
         """
         before = check_instant(before, "before")
         chosen = check_statuses(statuses)
         if not TERMINAL_STATUSES.issuperset(chosen):
             raise InvalidArgument(argument="statuses", reason="may name only statuses of flows that have ended")
         with self._guard.call(writes=True):
-            return await self._purge(before, chosen, check_limit(limit), dry_run)
+            return await self._purge(before, chosen, check_limit(limit), bool(dry_run), bool(force))
 
     async def export(self, flow_instance_id: UUID) -> JsonObject:
         """Returns a flow with all that belongs to it as a JSON document with a `format_version`.
@@ -327,7 +335,9 @@ class FlowInstances(Repository, ABC):
     async def _release(self, instances: Sequence[FlowInstance]) -> None: ...
 
     @abstractmethod
-    async def _purge(self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool) -> int: ...
+    async def _purge(
+        self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool, force: bool
+    ) -> int: ...
 
     @abstractmethod
     async def _export(self, flow_instance_id: UUID) -> JsonObject: ...

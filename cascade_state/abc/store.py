@@ -18,6 +18,7 @@ from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.component_states import ComponentStates
 from cascade_state.abc.correlations import Correlations
 from cascade_state.abc.events import Events
+from cascade_state.abc.feeds import Feeds
 from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import FlowInstances
 from cascade_state.abc.guards import Stage, StoreGuard
@@ -64,6 +65,7 @@ class Store(Advancing, ABC):
     events: Events
     replica_sets: ReplicaSets
     locks: Locks
+    feeds: Feeds
 
     def __init__(self, options: StoreOptions) -> None:
         self.options = options

@@ -14,6 +14,7 @@ from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.component_states import ComponentStates
 from cascade_state.abc.correlations import Correlations
 from cascade_state.abc.events import Events
+from cascade_state.abc.feeds import Feeds
 from cascade_state.abc.flow_definitions import FlowDefinitions
 from cascade_state.abc.flow_instances import FlowInstances
 from cascade_state.abc.guards import Stage, UnitOfWorkGuard
@@ -48,6 +49,7 @@ class UnitOfWork(Advancing, ABC):
     timers: Timers
     events: Events
     replica_sets: ReplicaSets
+    feeds: Feeds
 
     def __init__(self, limits: Limits, *, read_only: bool = False) -> None:
         self._limits = limits

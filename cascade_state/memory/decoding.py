@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
-from cascade_state.errors import SerializationError
+from cascade_state.errors import InvalidArgument, SerializationError
 from cascade_state.memory.rows import DefinitionRow, FlowRow, HistoryRow, ResultRow, StateRow, TimerRow, WaitRow
 from cascade_state.memory.transaction import View
 from cascade_state.model.component_states import ComponentState
@@ -16,15 +16,16 @@ from cascade_state.model.events import FlowEvent
 from cascade_state.model.flow_definitions import FlowDefinition
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.leases import Lease
-from cascade_state.model.lists import encode_cursor
+from cascade_state.model.lists import decode_cursor, encode_cursor
 from cascade_state.model.step_results import StepResult
 from cascade_state.model.timers import Timer
 
 __all__ = [
-    "FEED",
     "correlation_of",
+    "decode_feed_position",
     "definition_of",
     "delivery_of",
+    "encode_feed_position",
     "event_of",
     "instance_of",
     "lease_of",
@@ -32,7 +33,7 @@ __all__ = [
     "timer_of",
 ]
 
-FEED = "events"  # the subject of feed positions
+_FEED = "events"  # the subject of feed positions
 
 T = TypeVar("T")
 
@@ -169,9 +170,28 @@ def event_of(row: HistoryRow) -> FlowEvent:
             event_type=row.event_type,
             payload=load(row.payload),
             recorded_at=row.recorded_at,
-            position="" if row.position is None else encode_cursor(FEED, (row.position,)),
+            position="" if row.position is None else encode_feed_position(row.position),
         ),
     )
+
+
+def encode_feed_position(position: int) -> str:
+    """Returns a place in the feed as opaque text."""
+    return encode_cursor(_FEED, (position,))
+
+
+def decode_feed_position(position: str) -> int:
+    """Returns the place in the feed of a position.
+
+    Raises:
+        InvalidArgument: It is no position of this feed.
+    """
+    try:
+        key = decode_cursor(position, _FEED, (int,))
+    except InvalidArgument:
+        raise InvalidArgument(argument="after", reason="is not a position of this feed") from None
+    assert key is not None  # noqa: S101 - only None gives None
+    return int(key[0])
 
 
 def _decoded(entity: str, key: Any, decode: Callable[[], T]) -> T:

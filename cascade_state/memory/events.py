@@ -8,15 +8,13 @@ from itertools import islice
 
 from cascade_state.abc.events import Events
 from cascade_state.abc.guards import Guard
-from cascade_state.errors import InvalidArgument
-from cascade_state.memory.decoding import FEED, event_of
+from cascade_state.memory.decoding import decode_feed_position, event_of
 from cascade_state.memory.rows import HistoryRow
 from cascade_state.memory.runners import Runner
 from cascade_state.memory.schema import FEED_BUCKETS
 from cascade_state.memory.transaction import View
 from cascade_state.model.advance import Limits
 from cascade_state.model.events import FlowEvent
-from cascade_state.model.lists import decode_cursor
 
 __all__ = ["MemoryEvents", "feed_rows"]
 
@@ -29,31 +27,23 @@ class MemoryEvents(Events):
         self._runner = runner
 
     async def _read(self, after: str | None, limit: int, partition_id: int | None) -> list[FlowEvent]:
-        return await self._runner.run(_read, _position(after), limit, partition_id, self._limits.partition_count)
+        return await self._runner.run(
+            _read, None if after is None else decode_feed_position(after), limit, partition_id
+        )
 
 
-def _position(after: str | None) -> int | None:
-    try:
-        key = decode_cursor(after, FEED, (int,))
-    except InvalidArgument:
-        raise InvalidArgument(argument="after", reason="is not a position of this feed") from None
-    return None if key is None else int(key[0])
-
-
-def _read(
-    view: View, position: int | None, limit: int, partition_id: int | None, partition_count: int
-) -> list[FlowEvent]:
+def _read(view: View, position: int | None, limit: int, partition_id: int | None) -> list[FlowEvent]:
     if partition_id is not None:
-        rows = feed_rows(view, partition_id, partition_count, position)
+        rows = feed_rows(view, partition_id, position)
     else:
         rows = view.flow_events.select("feed", after=_behind(position))
     return [event_of(row) for row in islice(rows, limit)]
 
 
-def feed_rows(view: View, partition_id: int, partition_count: int, position: int | None) -> Iterator[HistoryRow]:
+def feed_rows(view: View, partition_id: int, position: int | None) -> Iterator[HistoryRow]:
     """Yields the rows of one partition behind a position, in feed order; nothing may be written meanwhile."""
     history, behind = view.flow_events, _behind(position)
-    buckets = range(partition_id, FEED_BUCKETS, partition_count)
+    buckets = range(partition_id, FEED_BUCKETS, view.partition_count)
     for entry in merge(*(history.entries("partition feed", bucket, after=behind) for bucket in buckets)):
         row = history.get(entry[-1])
         if row is not None:

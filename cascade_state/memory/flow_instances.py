@@ -88,8 +88,10 @@ class MemoryFlowInstances(FlowInstances):
     async def _release(self, instances: Sequence[FlowInstance]) -> None:
         await self._runner.run(_release, instances)
 
-    async def _purge(self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool) -> int:
-        return await self._runner.run(removal.purge, before, statuses, limit, dry_run)
+    async def _purge(
+        self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool, force: bool
+    ) -> int:
+        return await self._runner.run(removal.purge, before, statuses, limit, dry_run, force)
 
     async def _export(self, flow_instance_id: UUID) -> JsonObject:
         return await self._runner.run(transfer.export, flow_instance_id)

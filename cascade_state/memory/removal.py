@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from cascade_state.memory.feeds import is_unhandled
 from cascade_state.memory.rows import FlowKey, FlowRow
 from cascade_state.memory.tables import Rows
 from cascade_state.memory.transaction import View
@@ -52,13 +53,17 @@ def _keys(rows: Rows[Any, Any], flow_key: FlowKey) -> list[Any]:
     return [entry[-1] for entry in rows.entries("flow", flow_key)]
 
 
-def purge(view: View, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool) -> int:
+def purge(view: View, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool, force: bool) -> int:
     """Removes up to `limit` flows, oldest end first, whose whole families have ended; returns how many, or would."""
     chosen: list[FlowRow] = []
     families: dict[FlowKey, bool] = {}
+    unhandled = is_unhandled(view)
 
     def may_go(row: FlowRow) -> bool:
-        return row.completed_at is not None and row.completed_at < before and row.status in statuses
+        if row.completed_at is None or row.completed_at >= before or row.status not in statuses:
+            return False
+        last = view.flow_events.get((row.flow_instance_id.int, row.event_count))
+        return force or last is None or not unhandled(last)
 
     for row in view.flow_instances.select("ended"):
         if len(chosen) == limit or row.completed_at is None or row.completed_at >= before:

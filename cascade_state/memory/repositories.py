@@ -8,6 +8,7 @@ from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.memory.component_states import MemoryComponentStates
 from cascade_state.memory.correlations import MemoryCorrelations
 from cascade_state.memory.events import MemoryEvents
+from cascade_state.memory.feeds import MemoryFeeds
 from cascade_state.memory.flow_definitions import MemoryFlowDefinitions
 from cascade_state.memory.flow_instances import MemoryFlowInstances
 from cascade_state.memory.replica_sets import MemoryReplicaSets
@@ -27,3 +28,4 @@ def attach_repositories(owner: Store | UnitOfWork, runner: Runner, guard: Guard,
     owner.timers = MemoryTimers(runner, guard, limits)
     owner.events = MemoryEvents(runner, guard, limits)
     owner.replica_sets = MemoryReplicaSets(runner, guard, limits)
+    owner.feeds = MemoryFeeds(runner, guard, limits)

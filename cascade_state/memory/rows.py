@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
+from cascade_state.model.feeds import FeedStart
 from cascade_state.model.flow_status import FlowStatus, StepStatus
 from cascade_state.model.timers import TimerStatus
 
@@ -23,6 +24,9 @@ __all__ = [
     "DefinitionRow",
     "EventKey",
     "EventRow",
+    "FeedCheckpointKey",
+    "FeedCheckpointRow",
+    "FeedConsumerRow",
     "FlowKey",
     "FlowRow",
     "HistoryKey",
@@ -50,6 +54,7 @@ HistoryKey: TypeAlias = tuple[FlowKey, int]  # flow, sequence
 BusinessKey: TypeAlias = tuple[str, str]  # flow id, business key
 WorkerKey: TypeAlias = tuple[str, str]  # replica set, worker id
 AssignmentKey: TypeAlias = tuple[str, int]  # replica set, partition
+FeedCheckpointKey: TypeAlias = tuple[str, int]  # consumer, partition
 
 
 class DefinitionRow(NamedTuple):
@@ -214,3 +219,22 @@ class TargetRow(NamedTuple):
     """Who is to own a partition; apart from its owner, because a handler may hold that row for long."""
 
     worker_id: str | None
+
+
+class FeedConsumerRow(NamedTuple):
+    """A consumer of the feed."""
+
+    consumer: str
+    start: FeedStart
+    started_at: datetime
+    paused_at: datetime | None
+
+
+class FeedCheckpointRow(NamedTuple):
+    """How far a consumer is in a partition, and how often what comes next has failed."""
+
+    position: int
+    updated_at: datetime
+    attempts: int = 0
+    last_error: str | None = None
+    failed_at: datetime | None = None

@@ -12,6 +12,7 @@ from cascade_state.memory.indexes import ClaimIndex, Index
 from cascade_state.memory.rows import (
     DefinitionRow,
     EventRow,
+    FeedConsumerRow,
     FlowRow,
     HistoryRow,
     ResultRow,
@@ -183,6 +184,13 @@ def _worker_indexes() -> _Indexes:
     }
 
 
+def _consumer_indexes() -> _Indexes:
+    def by_name(row: FeedConsumerRow) -> tuple[None, Entry]:
+        return None, (row.consumer,)
+
+    return {"all": Index(by_name)}
+
+
 TABLES: dict[str, Callable[[], _Indexes]] = {
     "flow_definitions": _definition_indexes,
     "flow_instances": _flow_indexes,
@@ -197,4 +205,6 @@ TABLES: dict[str, Callable[[], _Indexes]] = {
     "workers": _worker_indexes,
     "partition_assignments": dict,
     "partition_targets": dict,
+    "feed_consumers": _consumer_indexes,
+    "feed_checkpoints": dict,
 }

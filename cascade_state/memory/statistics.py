@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cascade_state.memory.feeds import failures, lags
 from cascade_state.memory.indexes import BUSY, FREE
 from cascade_state.memory.transaction import View
 from cascade_state.model.flow_status import FlowStatus
@@ -30,4 +31,6 @@ def statistics_of(view: View) -> Statistics:
         deliveries_pending=waits.size("claimable", FREE) + waits.size("claimable", BUSY),
         dead_letters=view.early_events.size("dead"),
         workers_alive=sum(row.heartbeat_at + row.stale_after > now for row in view.workers.select("all")),
+        consumer_lags=lags(view),
+        consumer_failures=failures(view),
     )

@@ -32,6 +32,9 @@ from cascade_state.memory.rows import (
     DefinitionRow,
     EventKey,
     EventRow,
+    FeedCheckpointKey,
+    FeedCheckpointRow,
+    FeedConsumerRow,
     FlowKey,
     FlowRow,
     HistoryKey,
@@ -74,6 +77,8 @@ class View:
     workers: Rows[WorkerKey, WorkerRow]
     partition_assignments: Rows[AssignmentKey, AssignmentRow]
     partition_targets: Rows[AssignmentKey, TargetRow]
+    feed_consumers: Rows[str, FeedConsumerRow]
+    feed_checkpoints: Rows[FeedCheckpointKey, FeedCheckpointRow]
 
     def __init__(self, data: MemoryData, clock: Clock) -> None:
         self._data = data
@@ -83,6 +88,11 @@ class View:
     def partition_count(self) -> int:
         """The number of partitions."""
         return self._data.partition_count
+
+    @property
+    def last_feed_position(self) -> int:
+        """The place in the feed of the last event that is committed."""
+        return self._data.feed_position
 
     def now(self) -> datetime:
         """Returns the current instant; a call asks once."""

@@ -18,7 +18,9 @@ class Statistics:
     `timers_pending` counts timers that are pending or claimed; `timers_overdue` those of them that are due
     and held by nobody, and `oldest_overdue_at` is the due time of the earliest such timer.
     `deliveries_pending` counts deliveries that are not acknowledged. `workers_alive` counts workers of all replica sets
-    that are not silent for longer than they may be.
+    that are not silent for longer than they may be. `consumer_lags` tells how many events each
+    consumer of the feed has before it, counting no further than 1,000 in a partition (`feeds.lag` counts all), and
+    `consumer_failures` in how many partitions one cannot go on, because its handler fails again and again there.
     """
 
     instances_by_status: Mapping[FlowStatus, int] = field(default_factory=dict)
@@ -29,4 +31,5 @@ class Statistics:
     deliveries_pending: int = 0
     dead_letters: int = 0
     consumer_lags: Mapping[str, int] = field(default_factory=dict)
+    consumer_failures: Mapping[str, int] = field(default_factory=dict)
     workers_alive: int = 0

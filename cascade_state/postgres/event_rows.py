@@ -13,7 +13,7 @@ from cascade_state.model.events import FlowEvent
 from cascade_state.model.lists import decode_cursor, encode_cursor
 from cascade_state.postgres.direct import Record
 
-__all__ = ["BEGINNING", "decode_feed_position", "event_from_record"]
+__all__ = ["BEGINNING", "decode_feed_position", "encode_feed_position", "event_from_record"]
 
 _SUBJECT = "events"
 
@@ -46,8 +46,13 @@ def event_from_record(record: Record) -> FlowEvent:
         event_type=record["event_type"],
         payload=payload,
         recorded_at=record["recorded_at"],
-        position=encode_cursor(_SUBJECT, (int(record["recorded_xid"]), flow_instance_id.hex, sequence)),
+        position=encode_feed_position(record["recorded_xid"], flow_instance_id, sequence),
     )
+
+
+def encode_feed_position(xid: str, flow_instance_id: UUID, sequence: int) -> str:
+    """Returns a position; the transaction id comes as text."""
+    return encode_cursor(_SUBJECT, (int(xid), flow_instance_id.hex, sequence))
 
 
 def decode_feed_position(position: str) -> tuple[str, UUID, int]:

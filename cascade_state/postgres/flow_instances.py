@@ -146,8 +146,10 @@ class PostgresFlowInstances(FlowInstances):
     async def _remove(self, flow_instance_id: UUID) -> bool:
         return await removal.remove(self._executor, flow_instance_id)
 
-    async def _purge(self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool) -> int:
-        return await removal.purge(self._executor, before, statuses, limit, dry_run=dry_run)
+    async def _purge(
+        self, before: datetime, statuses: Sequence[FlowStatus], limit: int, dry_run: bool, force: bool
+    ) -> int:
+        return await removal.purge(self._executor, before, statuses, limit, dry_run=dry_run, force=force)
 
     # Reading
 

@@ -29,10 +29,11 @@ async def remove(executor: Executor, flow_instance_id: UUID) -> bool:
 
 
 async def purge(
-    executor: Executor, before: datetime, statuses: Sequence[FlowStatus], limit: int, *, dry_run: bool
+    executor: Executor, before: datetime, statuses: Sequence[FlowStatus], limit: int, *, dry_run: bool, force: bool
 ) -> int:
     """Removes up to `limit` flows whose families have ended; returns how many, or how many it would."""
-    values = {"before": before, "statuses": [status.value for status in statuses], "limit": limit}
+    names = [status.value for status in statuses]
+    values = {"before": before, "statuses": names, "limit": limit, "force": force}
     if dry_run:
         return int((await executor.fetch(statements.COUNT_PURGEABLE, values))[0]["total"])
     return len(await executor.fetch(statements.PURGE, values))

@@ -10,6 +10,7 @@ from cascade_state.postgres.component_states import PostgresComponentStates
 from cascade_state.postgres.correlations import PostgresCorrelations
 from cascade_state.postgres.events import PostgresEvents
 from cascade_state.postgres.executor import Executor
+from cascade_state.postgres.feeds import PostgresFeeds
 from cascade_state.postgres.flow_definitions import PostgresFlowDefinitions
 from cascade_state.postgres.flow_instances import PostgresFlowInstances
 from cascade_state.postgres.replica_sets import PostgresReplicaSets
@@ -31,3 +32,4 @@ def attach_repositories(owner: Store | UnitOfWork, executor: Executor, guard: Gu
     owner.timers = PostgresTimers(executor, guard, limits)
     owner.events = PostgresEvents(executor, guard, limits)
     owner.replica_sets = PostgresReplicaSets(executor, guard, limits)
+    owner.feeds = PostgresFeeds(executor, guard, limits)

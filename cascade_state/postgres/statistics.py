@@ -25,4 +25,6 @@ async def read_statistics(executor: Executor) -> Statistics:
         deliveries_pending=record["deliveries_pending"],
         dead_letters=record["dead_letters"],
         workers_alive=record["workers_alive"],
+        consumer_lags=json.loads(record["consumer_lags"] or "{}"),
+        consumer_failures=json.loads(record["consumer_failures"] or "{}"),
     )

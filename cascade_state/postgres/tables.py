@@ -28,6 +28,7 @@ from sqlalchemy import (
     Integer,
     PrimaryKeyConstraint,
     Table,
+    Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -55,6 +56,7 @@ __all__ = [
     "correlations",
     "early_events",
     "feed_checkpoints",
+    "feed_consumers",
     "flow_definitions",
     "flow_events",
     "flow_instances",
@@ -411,15 +413,36 @@ partition_assignments: Table = Table(
     info=spread_by("partition"),
 )
 
+feed_consumers: Table = Table(
+    "feed_consumers",
+    metadata,
+    text_column("consumer"),
+    text_column("start"),
+    # Started "now": the snapshot of what was committed then, because transaction ids alone do not tell. None: from the
+    # beginning.
+    text_column("start_snapshot", nullable=True),
+    instant_column("started_at"),
+    instant_column("paused_at", nullable=True),
+    PrimaryKeyConstraint("consumer"),
+    one_of("start", "beginning", "now"),
+    info={"distribution": REFERENCE},
+)
+
 feed_checkpoints: Table = Table(
     "feed_checkpoints",
     metadata,
     partition_column(),
     text_column("consumer"),
-    text_column("position"),
+    # The last event that was handled: a place in flow_events, also when the event itself is gone.
+    Column("recorded_xid", XID8(), nullable=False),
+    Column("flow_instance_id", Uuid(), nullable=False, server_default=text("'00000000-0000-0000-0000-000000000000'")),
+    bigint_column("sequence", default="0"),
     instant_column("updated_at"),
+    Column("attempts", Integer(), nullable=False, server_default=text("0")),  # how often the next batch has failed
+    text_column("last_error", nullable=True),
+    instant_column("failed_at", nullable=True),
     PrimaryKeyConstraint("partition_id", "consumer"),
-    info=spread_by("partition"),
+    info=spread_by("partition", {"fillfactor": "50"}),
 )
 
 # One row for each name that was ever locked beyond a transaction; it lies in the partition of the lock's number.

@@ -62,6 +62,7 @@ ALLOWED: Mapping[tuple[str, str], str] = MappingProxyType(
         ("S1", "replica_sets.remove_silent"): _ONE_SERVER,
         ("S1", "replica_sets.take_free"): _ONE_SERVER,
         ("S6", "sqlalchemy.settings"): "the migration writes the partition count as a script does, without parameters",
+        ("S1", "feeds.purge_events"): "as flow_instances.purge",
         ("S1", "flow_instances.purge"): "a sweep by an administrator; on a distributed engine partition by partition",
     }
 )
@@ -82,7 +83,7 @@ _TOKEN = re.compile(
 )
 
 # Copied to every node: any of their rows can be locked.
-_REFERENCE_TABLES = frozenset({"FLOW_DEFINITIONS", "SETTINGS"})
+_REFERENCE_TABLES = frozenset({"FEED_CONSUMERS", "FLOW_DEFINITIONS", "SETTINGS"})
 _KINDS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES"})
 _WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _CLOCKS = frozenset(
@@ -127,8 +128,8 @@ _NOT_FUNCTIONS = frozenset(
 )
 # String literals that statements may hold: what the schema itself says. Statuses and modes are words in capitals.
 _OWN_LITERALS = re.compile(
-    r"[A-Z][A-Z_]*|business_key:|first|fifo|broadcast|worn out|expired|null|infinity|\{\}|[a-z_]+ timed out|"
-    r"partition_count|cascade_state.*|pg_[a-z]+|\s*"
+    r"[A-Z][A-Z_]*|business_key:|beginning|first|fifo|broadcast|[0-]+|worn out|expired|null|infinity|\{\}|"
+    r"[a-z_]+ timed out|partition_count|cascade_state.*|pg_[a-z]+|\s*"
 )
 
 

@@ -14,8 +14,9 @@ PLACES = (
     ("flow_definitions", "flow_instances"),
     ("step_results", "component_states", "timers"),
     ("flow_events", "correlations", "lock_tokens"),
-    ("early_events", "idempotency_keys", "settings", "feed_checkpoints"),
+    ("early_events", "idempotency_keys", "settings"),
     ("replica_sets", "workers", "partition_targets", "partition_assignments"),
+    ("feed_consumers", "feed_checkpoints"),
 )
 WHAT = {
     "flow_definitions": "Definitions by version. Content never changes; an undeployed one is hidden, not removed.",
@@ -33,7 +34,8 @@ WHAT = {
     "workers": "The workers of replica sets, with their last heartbeat. One that has left has no row.",
     "partition_targets": "Who is to own each partition of a set; differs from the owner while it is handed over.",
     "partition_assignments": "Who owns each partition of a set, and the generation that a write for it must state.",
-    "feed_checkpoints": "For consumers of the feed, which are to come: empty today.",
+    "feed_consumers": "The consumers of the feed: where each started, and whether it is paused.",
+    "feed_checkpoints": "How far each consumer is in each partition, and how often what comes next has failed.",
 }
 
 BOX = 216

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import asyncpg
 import pytest
 
 from cascade_state.postgres.direct import CompiledStatement, Statement
-from cascade_state.postgres.statements import events
+from cascade_state.postgres.statements import events, feeds, statistics
 
 pytestmark = pytest.mark.postgres
 
@@ -45,6 +46,15 @@ async def history(database_url: str) -> AsyncIterator[Any]:
             FROM generate_series(0, {_FLOWS - 1}) AS n, generate_series(1, {_EVENTS_A_FLOW}) AS s
             """
         )
+        for consumer, xid in (("early", 0), ("late", 590)):
+            await connection.execute(f"INSERT INTO feed_consumers VALUES ('{consumer}', 'beginning', NULL, now())")
+            await connection.execute(
+                f"""
+                INSERT INTO feed_checkpoints (partition_id, consumer, updated_at,
+                                              recorded_xid, flow_instance_id, sequence)
+                SELECT n, '{consumer}', now(), '{xid}', '{UUID(int=7)}', 3 FROM generate_series(0, 255) AS n
+                """
+            )
         await connection.execute("VACUUM ANALYZE")
         yield connection
     finally:
@@ -83,3 +93,46 @@ async def test_the_feed_is_read_along_an_index(
     assert kinds == ["Limit", "Index Scan"]
     assert nodes[1]["Index Name"] == index
     assert "Filter" not in nodes[1]  # nothing is read that is not wanted
+
+
+_CONSUMER = {"consumer": "late", "partitions": [str(number) for number in range(256)], "partition_id": 7, "lock_key": 1}
+_PURGE = {"before": datetime.now(UTC), "force": False, "partition_count": 256}
+
+
+@pytest.mark.parametrize("consumer", ["early", "late"])
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        (feeds.FIND_NEWS, {}),
+        (feeds.READ_BATCH, {}),
+        (feeds.LAG, {}),
+        (statistics.STATISTICS, {}),
+        (feeds.PURGE_EVENTS, _PURGE),
+    ],
+    ids=lambda value: value.name if isinstance(value, Statement) else "",
+)
+async def test_a_consumer_looks_into_partitions_by_their_own_index(
+    history: Any, statement: Statement, values: dict[str, Any], consumer: str
+) -> None:
+    nodes = await _plan(history, statement, {**_CONSUMER, **values, "consumer": consumer})
+    scans = [node for node in nodes if node.get("Relation Name") == "flow_events" and "Scan" in node["Node Type"]]
+    assert scans
+    for node in scans:
+        assert node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), node
+    indexes = {node["Index Name"] for node in nodes if "flow_events" in node.get("Index Name", "")}
+    assert indexes <= {"ix_flow_events_partition_feed", "pk_flow_events"}
+    if statement in (feeds.FIND_NEWS, feeds.READ_BATCH):
+        assert {"Sort", "Bitmap Heap Scan"}.isdisjoint(node["Node Type"] for node in nodes)
+
+
+async def test_what_is_new_costs_as_much_as_there_are_partitions(history: Any) -> None:
+    """Three pages a partition: an index as deep as that, and none of the events that were handled."""
+    compiled = CompiledStatement(feeds.FIND_NEWS, None)
+    pages = {}
+    for consumer in ("early", "late"):
+        arguments = compiled.arguments({**_CONSUMER, "consumer": consumer})
+        explained = await history.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {compiled.text}", *arguments)
+        (document,) = json.loads(explained)
+        pages[consumer] = document["Plan"]["Shared Hit Blocks"] + document["Plan"]["Shared Read Blocks"]
+    assert pages["early"] <= 256 * 5
+    assert pages["late"] <= 256 * 5

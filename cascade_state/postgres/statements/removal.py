@@ -21,8 +21,9 @@ from sqlalchemy import (
 )
 
 from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.statements.parameters import BIGINT, INSTANT, INTEGER, UUID_VALUE, looked_up, param
-from cascade_state.postgres.tables import correlations, flow_instances, idempotency_keys
+from cascade_state.postgres.statements.feeds import is_unhandled
+from cascade_state.postgres.statements.parameters import BIGINT, BOOLEAN, INSTANT, INTEGER, UUID_VALUE, looked_up, param
+from cascade_state.postgres.tables import correlations, flow_events, flow_instances, idempotency_keys
 
 __all__ = ["COUNT_PURGEABLE", "PURGE", "REMOVE"]
 
@@ -81,6 +82,18 @@ def _purgeable(source: Any) -> ColumnElement[bool]:
         source.c.completed_at.is_not(None),
         source.c.completed_at < param("before", INSTANT),
         source.c.status == func.any(bindparam("statuses", type_=ARRAY(Text))),
+        or_(param("force", BOOLEAN), ~_is_unhandled(source)),
+    )
+
+
+def _is_unhandled(source: Any) -> ColumnElement[bool]:
+    """Whether some consumer of the feed has not handled a flow's last event."""
+    last = flow_events.alias("last_event")
+    return exists().where(
+        last.c.partition_id == source.c.partition_id,
+        last.c.flow_instance_id == source.c.flow_instance_id,
+        last.c.sequence == source.c.event_count,
+        is_unhandled(last.c),
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, Text, cast, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Select, Text, cast, func, literal_column, or_, select
 
 from cascade_state.postgres.direct import Statement
+from cascade_state.postgres.statements.feeds import failures, lags
 from cascade_state.postgres.statements.parameters import NOW, TEXT
 from cascade_state.postgres.tables import correlations, early_events, flow_instances, timers, workers
 
@@ -50,7 +51,14 @@ def _statistics() -> Select[Any]:
         delivered.scalar_subquery().label("deliveries_pending"),
         dead_letters.scalar_subquery().label("dead_letters"),
         alive.scalar_subquery().label("workers_alive"),
+        _by_consumer(lags(), "events").label("consumer_lags"),
+        _by_consumer(failures(), "partitions").label("consumer_failures"),
     )
+
+
+def _by_consumer(figures: Select[Any], name: str) -> ColumnElement[str]:
+    found = figures.subquery(f"{name}_of_consumers")
+    return cast(select(func.json_object_agg(found.c.consumer, found.c[name])).scalar_subquery(), Text)
 
 
 STATISTICS = Statement("statistics.read", _statistics)

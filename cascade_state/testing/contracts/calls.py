@@ -16,6 +16,7 @@ from cascade_state.abc import (
     ComponentStates,
     Correlations,
     Events,
+    Feeds,
     FlowDefinitions,
     FlowInstances,
     ReplicaSets,
@@ -25,7 +26,9 @@ from cascade_state.abc import (
 )
 from cascade_state.model.advance import Limits, plan_advance
 from cascade_state.model.correlations import DeadLetter
+from cascade_state.model.events import FlowEvent
 from cascade_state.model.export import ExportDocument, ExportedFlow, export_document
+from cascade_state.model.feeds import FeedBatch
 from cascade_state.testing import factories
 
 __all__ = ["CALLS", "REPOSITORIES", "Call", "public_methods"]
@@ -40,6 +43,7 @@ REPOSITORIES: Mapping[str, type] = {
     "timers": Timers,
     "events": Events,
     "replica_sets": ReplicaSets,
+    "feeds": Feeds,
 }
 
 _AT = datetime(2030, 1, 1, tzinfo=UTC)
@@ -51,6 +55,10 @@ _STORED = replace(_FLOW, version=1, created_at=_AT, updated_at=_AT)
 _HELD = replace(_STORED, lease=factories.lease())
 _TIMER = factories.timer(_ID, held=factories.lease())
 _DELIVERY = factories.delivery(_ID, held=factories.lease())
+_EVENT = FlowEvent(
+    flow_instance_id=_ID, sequence=1, event_type="flow_instance.created", recorded_at=_AT, position="position"
+)
+_BATCH = FeedBatch(consumer="invoices", partition_id=1, after="position", events=(_EVENT,))
 _DEAD_LETTER = DeadLetter(correlation_key="key", event_id="event", payload={}, published_at=_AT, reason="expired")
 _EXPORT = export_document(ExportDocument(definitions=(_DEFINITION,), flows=(ExportedFlow(instance=_STORED),)))
 
@@ -103,6 +111,21 @@ CALLS: Mapping[str, Call] = {
     "correlations.republish": _writes(lambda on: on.correlations.republish(_DEAD_LETTER)),
     "correlations.retry": _writes(lambda on: on.correlations.retry(_DELIVERY, after=_LEASE, error="late")),
     "events.read": _reads(lambda on: on.events.read()),
+    "feeds.complete": _writes(lambda on: on.feeds.complete(_BATCH)),
+    "feeds.find": _reads(lambda on: on.feeds.find("invoices")),
+    "feeds.find_news": _reads(lambda on: on.feeds.find_news("invoices", [1])),
+    "feeds.get": _reads(lambda on: on.feeds.get("invoices")),
+    "feeds.lag": _reads(lambda on: on.feeds.lag("invoices")),
+    "feeds.list_consumers": _reads(lambda on: on.feeds.list_consumers()),
+    "feeds.list_failing": _reads(lambda on: on.feeds.list_failing()),
+    "feeds.pause": _writes(lambda on: on.feeds.pause("invoices")),
+    "feeds.purge_events": _writes(lambda on: on.feeds.purge_events(_AT)),
+    "feeds.read_batch": _writes(lambda on: on.feeds.read_batch("invoices", 1)),
+    "feeds.register": _writes(lambda on: on.feeds.register("invoices")),
+    "feeds.remove": _writes(lambda on: on.feeds.remove("invoices")),
+    "feeds.reset": _writes(lambda on: on.feeds.reset("invoices")),
+    "feeds.resume": _writes(lambda on: on.feeds.resume("invoices")),
+    "feeds.retry": _writes(lambda on: on.feeds.retry("invoices", 1, error="late")),
     "flow_definitions.deploy": _writes(lambda on: on.flow_definitions.deploy(_DEFINITION)),
     "flow_definitions.find": _reads(lambda on: on.flow_definitions.find("calls")),
     "flow_definitions.get": _reads(lambda on: on.flow_definitions.get("calls")),

@@ -17,7 +17,9 @@ from cascade_state.errors import (
     CascadeStateError,
 )
 from cascade_state.model.correlations import DeadLetter
+from cascade_state.model.events import FlowEvent
 from cascade_state.model.export import ExportDocument, ExportedFlow, export_document
+from cascade_state.model.feeds import FeedBatch
 from cascade_state.model.filters import FlowInstanceFilter
 from cascade_state.model.flow_status import TERMINAL_STATUSES
 from cascade_state.testing import factories
@@ -33,14 +35,18 @@ _FLOW = factories.running_flow(_DEFINITION)
 _STORED = replace(_FLOW, version=1, created_at=_AT, updated_at=_AT)
 _TIMER = factories.timer(held=factories.lease())
 _DELIVERY = factories.delivery(held=factories.lease())
+_EVENT = FlowEvent(flow_instance_id=_FLOW.flow_instance_id, sequence=1, event_type="x", recorded_at=_AT, position="")
+_BATCH = FeedBatch(consumer="invoices", partition_id=3, after="", events=(_EVENT,))
 
 # A usable value for every parameter of the contract, by its name.
 _USABLE: dict[str, Any] = {
     "after": timedelta(seconds=1),
+    "batch": _BATCH,
     "before": _AT,
     "business_key": "order-1",
     "cancel": [],
     "completes": [],
+    "consumer": "invoices",
     "correlation_key": "parcel-77",
     "cursor": None,
     "dead_letter": DeadLetter(
@@ -74,6 +80,7 @@ _USABLE: dict[str, Any] = {
     "mode": "first",
     "page_size": 10,
     "partition_id": 3,
+    "partitions": [3],
     "payload": {},
     "put_states": None,
     "reason": "enough",
@@ -81,6 +88,7 @@ _USABLE: dict[str, Any] = {
     "replica_set": "shipping",
     "schedule": [],
     "stale_after": timedelta(seconds=1),
+    "start": "now",
     "state": {},
     "statuses": list(TERMINAL_STATUSES),
     "step_id": "ship",

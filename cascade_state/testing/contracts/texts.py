@@ -278,6 +278,25 @@ async def _documents(store: Store, other: Store, text: str) -> None:
     assert (await other.flow_instances.list_page(chosen)).items == (flow,)
 
 
+async def _feed_consumer(store: Store, other: Store, text: str) -> None:
+    made = await store.feeds.register(text)
+    assert made.consumer == text
+    assert await other.feeds.get(text) == made
+    assert [found.consumer for found in await other.feeds.list_consumers()] == [text]
+    assert (await other.feeds.find_news(text, [3])).ready == ()
+    assert await other.feeds.read_batch(text, 3) is None
+    assert (await other.feeds.lag(text)).events == 0
+    assert await other.feeds.pause(text)
+    assert await store.feeds.resume(text)
+    assert await other.feeds.retry(text, 3, error=text) == 1
+    (failure,) = await store.feeds.list_failing(text)
+    assert (failure.consumer, failure.last_error) == (text, text)
+    assert (await store.statistics()).consumer_lags == {text: 0}
+    await other.feeds.reset(text)
+    assert await other.feeds.remove(text)
+    assert await store.feeds.find(text) is None
+
+
 TEXT_USES: Mapping[str, tuple[Use, frozenset[str]]] = {
     "business key": (
         _business_key,
@@ -318,6 +337,26 @@ TEXT_USES: Mapping[str, tuple[Use, frozenset[str]]] = {
         ),
     ),
     "document": (_documents, frozenset({"JSON.key", "JSON.value"})),
+    "feed consumer": (
+        _feed_consumer,
+        frozenset(
+            {
+                "feeds.find.consumer",
+                "feeds.find_news.consumer",
+                "feeds.get.consumer",
+                "feeds.lag.consumer",
+                "feeds.list_failing.consumer",
+                "feeds.pause.consumer",
+                "feeds.read_batch.consumer",
+                "feeds.register.consumer",
+                "feeds.remove.consumer",
+                "feeds.reset.consumer",
+                "feeds.resume.consumer",
+                "feeds.retry.consumer",
+                "feeds.retry.error",
+            }
+        ),
+    ),
     "flow id": (
         _flow_id,
         frozenset(
