@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -50,6 +50,19 @@ class BlockingDatabases:
         """Returns when the template database exists and is finished; a `setup` coroutine gets a loop of its own."""
         plain = as_plain_function(setup)
         run_blocking(self._server.ensure_template_exists(name, plain, timeout=timeout, metadata=metadata))
+
+    def collect_garbage(
+        self,
+        *,
+        prefix: str,
+        older_than: timedelta | None = None,
+        keep: Collection[str] = (),
+        dry_run: bool = False,
+    ) -> list[str]:
+        """Drops databases of tests that nobody needs any more; returns their names."""
+        return run_blocking(
+            self._server.collect_garbage(prefix=prefix, older_than=older_than, keep=keep, dry_run=dry_run)
+        )
 
     def temporary_database(self, name: str | None = None) -> BlockingTemporaryDatabase:
         """Creates an empty database now; `with` drops it at its end."""

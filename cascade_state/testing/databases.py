@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Self
@@ -136,6 +136,35 @@ class DatabaseCommands(ABC):
                 again.
         """
         await ensure_template(self, checked_name(name), setup, timeout=timeout, metadata=metadata or {})
+
+    async def collect_garbage(
+        self,
+        *,
+        prefix: str,
+        older_than: timedelta | None = None,
+        keep: Collection[str] = (),
+        dry_run: bool = False,
+    ) -> list[str]:
+        """Drops databases of tests that nobody needs any more: templates, copies, leftovers; returns their names.
+
+        Whatever is in use stays: what somebody is connected to, leases, makes or builds, and what belongs to an open
+        pool.
+
+        Args:
+            prefix: Every database whose name begins so, no matter who made it; scratch databases of a template
+                whose name begins so.
+            older_than: Only what was last used longer ago than this, as far as that is known: a copy in a pool when
+                it was last leased or given back, a template when it was built or its pool last used, others when
+                they were made. What has no known age stays. None: any age.
+            keep: Names of databases, of templates (with their copies), or hashes, full or short, of templates.
+            dry_run: Drops nothing, returns the names all the same.
+
+        Raises:
+            InvalidArgument: `prefix` is empty.
+        """
+        from cascade_state.testing.garbage import collect_garbage  # late: it knows the pool, which knows this module
+
+        return await collect_garbage(self, prefix=prefix, older_than=older_than, keep=keep, dry_run=dry_run)
 
     def temporary_database(self, name: str | None = None) -> _Creation:
         """Creates an empty database and drops it at the end of `async with`; or `await` it."""

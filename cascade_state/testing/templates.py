@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from cascade_state.errors import DatabaseAlreadyExists, TemplateBusy, TestDatabaseError
 from cascade_state.testing.connections import Connection, connect, is_lock_timeout, quoted, translated
 
-__all__ = ["ensure_template"]
+__all__ = ["ensure_template", "lock_key"]
 
 _logger = logging.getLogger(__name__)
 _TOOL = "cascade_state"
@@ -128,6 +128,8 @@ async def _build_once(
         scratch = f"{_scratch_prefix(name)}{secrets.token_hex(4)}"
         with translated(scratch):
             await connection.execute(f"CREATE DATABASE {quoted(scratch)} TEMPLATE template0")
+            # For garbage collection, should this process be killed: whose it was, and since when it has been there.
+            await _comment(connection, scratch, {"scratch_of": name, "begun_at": datetime.now(UTC).isoformat()})
         try:
             await _run_setup(setup, server.url_for(scratch))
             await _publish(connection, scratch, name, metadata)
@@ -148,7 +150,7 @@ async def _run_setup(setup: Callable[[str], Any], url: str) -> None:
 
 async def _lock(connection: Connection, name: str, deadline: float) -> None:
     remaining = max(1, int((deadline - time.monotonic()) * 1000))
-    key = _lock_key(name)
+    key = lock_key(name)
     try:
         with translated(name):
             await connection.execute(f"SET lock_timeout = {remaining:d}")
@@ -201,15 +203,7 @@ def _is_ours(comment: str | None) -> bool:
 
 async def _publish(connection: Connection, scratch: str, name: str, metadata: Mapping[str, Any]) -> None:
     """Closes the scratch database to everybody and names it, on the connection that holds the lock."""
-    comment = json.dumps(
-        {
-            "tool": _TOOL,
-            "tool_version": _tool_version(),
-            "built_at": datetime.now(UTC).isoformat(),
-            "metadata": dict(metadata),
-        },
-        sort_keys=True,
-    )
+    document = {"tool_version": _tool_version(), "built_at": datetime.now(UTC).isoformat(), "metadata": dict(metadata)}
     with translated(name):
         # First, or else a pool that set-up forgot would be back before the rename.
         await connection.execute(f"ALTER DATABASE {quoted(scratch)} ALLOW_CONNECTIONS false")
@@ -219,12 +213,17 @@ async def _publish(connection: Connection, scratch: str, name: str, metadata: Ma
             _DISCONNECT_MILLISECONDS,
         )
         async with connection.transaction():
-            statement = await connection.fetchval(
-                "SELECT format('COMMENT ON DATABASE %I IS %L', $1::text, $2::text)", scratch, comment
-            )
-            await connection.execute(statement)
+            await _comment(connection, scratch, document)
             await connection.execute(f"ALTER DATABASE {quoted(scratch)} IS_TEMPLATE true")
             await connection.execute(f"ALTER DATABASE {quoted(scratch)} RENAME TO {quoted(name)}")
+
+
+async def _comment(connection: Connection, database: str, document: Mapping[str, Any]) -> None:
+    text = json.dumps({"tool": _TOOL, **document}, sort_keys=True)
+    statement = await connection.fetchval(
+        "SELECT format('COMMENT ON DATABASE %I IS %L', $1::text, $2::text)", database, text
+    )
+    await connection.execute(statement)
 
 
 async def _clean_up(server: _Server, name: str) -> None:
@@ -254,7 +253,8 @@ def _scratch_prefix(name: str) -> str:
     return f"{_TOOL}_scratch_{hashlib.sha256(name.encode()).hexdigest()[:16]}_"
 
 
-def _lock_key(name: str) -> int:
+def lock_key(name: str) -> int:
+    """Returns the key of the advisory lock that goes with a name, in the maintenance database."""
     # 63 bits: the key's halves in pg_locks are unsigned, and a positive number makes them easy to put
     # together.
     digest = hashlib.sha256(f"{_TOOL} template {name}".encode()).digest()

@@ -192,13 +192,13 @@ class Keeper:
         """Decides how many databases there should be; returns how many jobs are open."""
         options = self.options
         counts = await self._count(connection)
-        short = options.initial_size + self.waiting() - counts["ready"] - counts["recycling"]
+        short = options.initial_size + self.waiting() - counts["ready"] - counts["coming"]
         if short > 0 and counts["total"] < options.max_size:
             counts = await self._grow(connection, is_wanted)
         elif short < 0 and not is_wanted:
             await connection.fetch(upkeep.SHRINK, options.template, options.initial_size, options.shrink_after)
-        if self.waiting() and not counts["ready"] and counts["recycling"] < self.waiting():
-            counts = await self._reclaim(connection, self.waiting() - counts["recycling"]) or counts
+        if self.waiting() and not counts["ready"] and counts["coming"] < self.waiting():
+            counts = await self._reclaim(connection, self.waiting() - counts["coming"]) or counts
         return int(counts["open_jobs"])
 
     async def _grow(self, connection: Connection, is_wanted: bool) -> Any:
@@ -206,7 +206,7 @@ class Keeper:
         async with connection.transaction():
             await connection.fetchval(upkeep.ONE_AT_A_TIME)
             counts = await self._count(connection)
-            wanted = options.initial_size + self.waiting() - counts["ready"] - counts["recycling"]
+            wanted = options.initial_size + self.waiting() - counts["ready"] - counts["coming"]
             wanted = min(wanted, options.max_size - counts["total"])
             if options.max_databases is not None:
                 room = options.max_databases - counts["everywhere"]

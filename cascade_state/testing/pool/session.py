@@ -68,8 +68,8 @@ SET may_disconnect = may_disconnect AND state = 'recycling', state = 'recycling'
 WHERE holder = $1
 """
 _ENROL = """
-INSERT INTO holders (holder, process_id, application_name) VALUES ($1, $2, $3)
-ON CONFLICT (holder) DO UPDATE SET missing_since = NULL
+INSERT INTO holders (holder, process_id, application_name, templates) VALUES ($1, $2, $3, $4)
+ON CONFLICT (holder) DO UPDATE SET missing_since = NULL, templates = excluded.templates
 """
 
 
@@ -86,6 +86,7 @@ class PoolSession:
         self.listeners: set[Callable[[str], None]] = set()
         self.clones: asyncio.Semaphore = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self.users: int = 0
+        self._templates: list[str] = []
         self._connection: Connection | None = None
         self._line = asyncio.Lock()  # one statement at a time on the kept connection, first come, first served
         self._spare: list[Connection] = []
@@ -151,6 +152,21 @@ class PoolSession:
                 await open_one.close(timeout=_LOCK_SECONDS)
         self._spare.clear()
 
+    @asynccontextmanager
+    async def pool_of(self, template: str) -> AsyncIterator[None]:
+        """Says in the books, for as long as it is open, that this holder has a pool of the template."""
+        self._templates.append(template)
+        await self.fetchrow(_ENROL, *self._enrolment())
+        try:
+            yield
+        finally:
+            self._templates.remove(template)
+            with contextlib.suppress(ServerUnavailable):
+                await self.fetchrow(_ENROL, *self._enrolment())
+
+    def _enrolment(self) -> tuple[object, ...]:
+        return (self.holder, os.getpid(), _program(), sorted(set(self._templates)))
+
     def _keep(self, connection: Connection) -> None:
         if self._is_closed:
             connection.terminate()
@@ -163,7 +179,7 @@ class PoolSession:
             with translated(BOOKS):
                 await _lay_out(connection)
                 await connection.fetchval("SELECT pg_advisory_lock($1)", self.holder, timeout=_LOCK_SECONDS)
-                await connection.fetchval(_ENROL, self.holder, os.getpid(), _program())
+                await connection.fetchval(_ENROL, *self._enrolment())
                 await connection.fetchval(_RETURN_UNKNOWN, self.holder, sorted(self.leased))
                 await connection.fetchval(_RELEASE_UNKNOWN, self.holder, sorted(self.making))
                 await connection.add_listener("slots", self._notified)

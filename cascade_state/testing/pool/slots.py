@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS holders (
     holder bigint CONSTRAINT pk_holders PRIMARY KEY,
     process_id integer NOT NULL,
     application_name text NOT NULL,
+    templates text[] NOT NULL,
     missing_since timestamptz
 );
 CREATE TABLE IF NOT EXISTS slots (
@@ -69,10 +70,16 @@ CREATE OR REPLACE VIEW users AS
     SELECT a.datname::text AS database, a.pid AS process_id, coalesce(a.application_name, '') AS application_name
     FROM pg_stat_activity a
     WHERE a.datname IS NOT NULL AND a.usesysid IS NOT NULL;
+CREATE OR REPLACE VIEW untouchable AS
+    SELECT d.datname::text AS database FROM pg_database d WHERE NOT pg_has_role(d.datdba, 'USAGE');
+GRANT SELECT, INSERT, UPDATE, DELETE ON holders, slots TO PUBLIC;
+GRANT SELECT ON live_holders, users, untouchable TO PUBLIC;
 """
+# templates: those of whose pools the holder has open.
 # template_oid: a template that was dropped and built again has another one, and its old copies are not handed out.
 # live_holders: a holder lives while a session holds the advisory lock of its number, in this database.
 # users: clients only; an autovacuum worker has no user, and leaves by itself when somebody wants the database.
+# untouchable: what the role of this session may not drop. Several roles share the books, and leave to each what is its.
 # session_count, connected_at: of a slot without a session, whether anybody has connected since it was handed out.
 
 

@@ -60,16 +60,24 @@ WHERE s.template = $1 AND s.state = 'ready'
        OR NOT EXISTS (SELECT FROM pg_database d WHERE d.datname = s.database))
 """
 
-# $1 template.
+# An open job is one that somebody could do now; `coming` is what is being made or is an open job. $1 template.
 COUNTS = """
 SELECT count(*) FILTER (WHERE template = $1 AND NOT is_doomed) AS total,
        count(*) FILTER (WHERE template = $1 AND state = 'ready') AS ready,
        count(*) FILTER (WHERE template = $1 AND state = 'leased') AS leased,
        count(*) FILTER (WHERE template = $1 AND state = 'recycling' AND NOT is_doomed) AS recycling,
-       count(*) FILTER (WHERE state = 'recycling' AND holder IS NULL AND (template = $1 OR is_doomed)) AS open_jobs,
+       count(*) FILTER (WHERE template = $1 AND NOT is_doomed
+                        AND (is_open OR (state = 'recycling' AND holder IS NOT NULL))) AS coming,
+       count(*) FILTER (WHERE is_open AND (template = $1 OR is_doomed)) AS open_jobs,
        count(*) FILTER (WHERE is_doomed) AS doomed,
        count(*) AS everywhere
-FROM slots
+FROM (
+    SELECT s.template, s.state, s.holder, s.is_doomed,
+           s.state = 'recycling' AND s.holder IS NULL
+           AND (s.may_disconnect OR s.database NOT IN (SELECT database FROM users))
+           AND s.database NOT IN (SELECT database FROM untouchable) AS is_open
+    FROM slots s
+) AS slot
 """
 
 # Taken by whoever changes how many there are; ends with the transaction.
@@ -98,7 +106,9 @@ WITH idle AS (
 victims AS (
     SELECT s.template, s.number
     FROM slots s JOIN idle ON idle.template = s.template
-    WHERE s.holder IS NULL AND NOT s.is_doomed AND NOT EXISTS (SELECT FROM users u WHERE u.database = s.database)
+    WHERE s.holder IS NULL AND NOT s.is_doomed
+      AND NOT EXISTS (SELECT FROM users u WHERE u.database = s.database)
+      AND s.database NOT IN (SELECT database FROM untouchable)
     ORDER BY idle.used_at, s.number DESC
     LIMIT $2
     FOR UPDATE OF s SKIP LOCKED
@@ -186,6 +196,7 @@ WITH chosen AS (
     FROM slots s
     WHERE s.state = 'recycling' AND s.holder IS NULL AND (s.template = $1 OR s.is_doomed)
       AND (s.may_disconnect OR NOT EXISTS (SELECT FROM users u WHERE u.database = s.database))
+      AND s.database NOT IN (SELECT database FROM untouchable)
     ORDER BY s.is_doomed DESC, s.changed_at, s.number
     LIMIT 1
     FOR UPDATE OF s SKIP LOCKED

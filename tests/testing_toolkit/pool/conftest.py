@@ -6,6 +6,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -62,6 +63,23 @@ def template(server: PostgresServer) -> Iterator[str]:
     run_blocking(server.ensure_template_exists(name, filled))
     yield name
     run_blocking(drop_everything(server, name))
+
+
+@pytest.fixture
+def guest(server: PostgresServer, template: str) -> Iterator[PostgresServer]:
+    """The server as a role sees it that may make databases, and owns none."""
+    role = f"{template}_guest"
+
+    async def run(statement: str) -> None:
+        async with connected(server.url) as connection:
+            await connection.execute(statement)
+
+    run_blocking(run(f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'guest'"))
+    parts = urlsplit(server.url)
+    netloc = f"{role}:guest@{parts.netloc.rpartition('@')[2]}"
+    yield PostgresServer.from_url(parts._replace(netloc=netloc).geturl())
+    run_blocking(drop_everything(server, template))  # a role goes when it owns nothing any more
+    run_blocking(run(f"DROP ROLE {role}"))
 
 
 @pytest.fixture

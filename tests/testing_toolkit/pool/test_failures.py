@@ -116,6 +116,21 @@ async def test_a_copy_belongs_to_the_owner_that_was_named(server: PostgresServer
             await connection.execute(f'DROP ROLE "{quoted}"')
 
 
+async def test_roles_share_the_books_and_leave_each_other_s_databases_alone(
+    server: PostgresServer, guest: PostgresServer, template: str, connect: Any
+) -> None:
+    async with DatabasePool(server, template, initial_size=0, max_size=2) as pool:
+        given = await pool.hand_out(timeout=WAIT)
+        await pool.take_back(given.number, clean=False)
+    async with DatabasePool(guest, template, initial_size=0, max_size=2) as pool:
+        async with pool.lease(timeout=WAIT) as database:
+            assert database.name != given.name
+            async with connect(database.url) as connection:
+                assert await connection.fetchval("SELECT current_database()") == database.name
+        async with pool.lease(timeout=WAIT) as again:
+            assert (again.name, again.generation) == (database.name, 2)
+
+
 async def test_a_database_that_vanished_is_made_again(server: PostgresServer, template: str) -> None:
     async with DatabasePool(server, template, initial_size=0, max_size=1) as pool:
         async with pool.lease(timeout=WAIT) as first:
@@ -133,7 +148,7 @@ async def test_what_a_killed_maker_left_is_replaced(
     name = f"{template}_test_000"
     async with DatabasePool(server, template, initial_size=0, max_size=1) as pool:
         async with connect(server.url_for("cascade_state_pools_1")) as books:
-            await books.execute("INSERT INTO holders VALUES (4711, 1, 'killed')")
+            await books.execute("INSERT INTO holders VALUES (4711, 1, 'killed', '{}')")
             await books.execute(
                 "INSERT INTO slots (template, number, database, state, holder) VALUES ($1, 0, $2, 'recycling', 4711)",
                 template,
