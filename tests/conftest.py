@@ -1,25 +1,22 @@
-"""Fixtures of the whole suite: one server for a test run, one migrated template, a database for each test.
+"""Fixtures of the whole suite, on top of those of the package's own pytest plugin.
 
-A test that asks for the `clock` fixture gets stores that take their time from it.
+The plugin brings server, template, a database for each test, stores and a clock. A test that asks for the `clock`
+fixture gets stores that take their time from it.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cascade_state.errors import ServerUnavailable
-
 if TYPE_CHECKING:
-    from cascade_state.testing.server import PostgresServer
+    from cascade_state.testing import FrozenClock, PostgresServer, TemporaryDatabase
 
-ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,44 +29,29 @@ def _lint_statements() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[PostgresServer]:
+def server(postgres_server: PostgresServer) -> PostgresServer:
     """A started PostgreSQL server, the same for all workers of a test run."""
-    from cascade_state.testing.server import shared_server
-
-    try:
-        started = shared_server()
-    except ServerUnavailable as exc:
-        if os.environ.get("CASCADE_REQUIRE_POSTGRES") == "1":
-            raise
-        pytest.skip(f"SKIP-TEST-CLUSTER: {exc}")
-    yield started
-    started.stop()
+    return postgres_server
 
 
 @pytest.fixture(scope="session")
-def template(server: PostgresServer) -> str:
+def template(template_database: str) -> str:
     """The name of a migrated template database; built once for each state of the migrations."""
-    from cascade_state.postgres.schema import migrate_database
-    from cascade_state.testing.hashing import hash_directory
-
-    digest = hash_directory(ROOT / "migrations", include=("*.py", "*.sql"))
-    name = f"cascade_state_{digest.short}"
-    server.blocking.ensure_template_exists(name, migrate_database, metadata={"hash": digest})
-    return name
+    return template_database
 
 
 @pytest.fixture
-def database_url(server: PostgresServer, template: str) -> Iterator[str]:
+def database_url(test_database: TemporaryDatabase) -> str:
     """The URL of a migrated database of this test's own."""
-    with _database(server, template) as url:
-        yield url
+    return test_database.url
 
 
 @pytest.fixture
 def empty_database_url(server: PostgresServer) -> Iterator[str]:
     """The URL of an empty database of this test's own."""
-    with _database(server, None) as url:
-        yield url
+    database = server.blocking.temporary_database()
+    yield database.url
+    database.force_drop()
 
 
 @pytest.fixture(params=["postgres", "memory"])
@@ -82,11 +64,9 @@ def store_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def clock() -> Any:
+def clock(frozen_clock: FrozenClock) -> FrozenClock:
     """A clock that stands still until the test moves it."""
-    from cascade_state.testing.clock import FrozenClock
-
-    return FrozenClock()
+    return frozen_clock
 
 
 @pytest.fixture
@@ -94,48 +74,11 @@ def open_stores(request: pytest.FixtureRequest) -> Callable[..., AbstractAsyncCo
     """Opens a store by URL, with the test's clock when the test has one."""
     from cascade_state.opening import open_store
 
-    has_clock = "clock" in request.fixturenames
+    has_clock = "frozen_clock" in request.fixturenames
 
     def open_one(url: str, **options: Any) -> AbstractAsyncContextManager[Any]:
         if has_clock:
-            options.setdefault("clock", request.getfixturevalue("clock"))
+            options.setdefault("clock", request.getfixturevalue("frozen_clock"))
         return open_store(url, **options)
 
     return open_one
-
-
-@pytest.fixture
-async def postgres_store(
-    database_url: str, open_stores: Callable[..., AbstractAsyncContextManager[Any]]
-) -> AsyncIterator[Any]:
-    """An open store on PostgreSQL."""
-    async with open_stores(database_url) as store:
-        yield store
-
-
-@pytest.fixture
-async def memory_store(open_stores: Callable[..., AbstractAsyncContextManager[Any]]) -> AsyncIterator[Any]:
-    """An open store in memory."""
-    async with open_stores("memory://") as store:
-        yield store
-
-
-@pytest.fixture
-async def store(store_url: str, open_stores: Callable[..., AbstractAsyncContextManager[Any]]) -> AsyncIterator[Any]:
-    """An open store on each back end in turn."""
-    async with open_stores(store_url) as opened:
-        yield opened
-
-
-@contextmanager
-def _database(server: PostgresServer, template: str | None) -> Iterator[str]:
-    # Blocking, so that plain tests can have a database and each test's loop stays its own.
-    name = f"test_{os.getpid()}_{secrets.token_hex(6)}"
-    if template is None:
-        server.blocking.create_database(name)
-    else:
-        server.blocking.create_database_from_template(name, template)
-    try:
-        yield server.url_for(name)
-    finally:
-        server.blocking.drop_database(name, force=True)

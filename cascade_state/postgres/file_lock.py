@@ -13,7 +13,10 @@ import time
 import weakref
 from pathlib import Path
 
-__all__ = ["FileLock"]
+__all__ = ["USERS_LOCK", "FileLock"]
+
+# Whoever holds this one in a server's directory, shared, uses that server.
+USERS_LOCK = "users.lock"
 
 _POLL_SECONDS = 0.005  # a start or stop that somebody waits for takes hundreds of milliseconds
 

@@ -38,6 +38,7 @@ __all__ = [
     "VERSION_TABLE",
     "InstalledSchema",
     "alembic_config",
+    "alembic_lock",
     "check_database",
     "check_partition_count",
     "dump_schema",
@@ -55,7 +56,8 @@ _TABLES_READ = (VERSION_TABLE, _SHARED_VERSION_TABLE, "settings")
 _REVISION_PREFIX = "cascade_state_"
 _HEAD = "cascade_state@head"  # by our branch label: other branches may lie beside it
 
-_alembic = threading.Lock()
+# Alembic keeps what it works on in globals of the process: one command at a time, whoever runs it.
+alembic_lock: threading.Lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +177,7 @@ def dump_schema(*, schema: str | None = None, partition_count: int = DEFAULT_PAR
     output = io.StringIO()
     config = alembic_config(schema=schema, partition_count=partition_count)
     config.output_buffer = output
-    with _alembic:
+    with alembic_lock:
         command.upgrade(config, _HEAD, sql=True)
     return output.getvalue()
 
@@ -266,7 +268,7 @@ def _qualified(connection: AsyncConnection, schema: str | None, name: str) -> st
 
 
 def _upgrade(config: Config) -> None:
-    with _alembic:
+    with alembic_lock:
         command.upgrade(config, _HEAD)
 
 

@@ -23,14 +23,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cascade_state.postgres.binaries import Installation, find_installation
-from cascade_state.postgres.file_lock import FileLock
+from cascade_state.postgres.file_lock import USERS_LOCK, FileLock
 from cascade_state.postgres.postmaster import Postmaster
 from cascade_state.postgres.server_process import SUPERUSER, ServerFailed, ServerProcess, StopMode
 
 __all__ = ["SharedServer", "remove_if_abandoned", "socket_url"]
 
 _CHANGE_LOCK = "change.lock"
-_USERS_LOCK = "users.lock"
 
 
 class SharedServer:
@@ -62,7 +61,7 @@ class SharedServer:
         self._system_only = system_only
         self.remove_when_last = remove_when_last
         self._change = FileLock(self.directory / _CHANGE_LOCK)
-        self._users = FileLock(self.directory / _USERS_LOCK)
+        self._users = FileLock(self.directory / USERS_LOCK)
         self._thread_lock = threading.Lock()
         self._postmaster: Postmaster | None = None
         self._owner_process = 0
@@ -128,6 +127,13 @@ class SharedServer:
                 finally:
                     self._users.release()
 
+    def leave(self) -> None:
+        """Leaves the server running, also when nobody else uses it."""
+        with self._thread_lock:
+            atexit.unregister(self._stop_at_exit)
+            self._users.release()
+            self._postmaster = None
+
     def restart(self, *, mode: StopMode = "immediate", timeout: float = 60.0) -> Postmaster:
         """Stops the server under everybody's feet and starts it again; the address stays.
 
@@ -186,7 +192,7 @@ def remove_if_abandoned(directory: Path) -> bool:
     with contextlib.suppress(OSError):
         directory.rmdir()  # a creator that died before its first lock; a live one makes it again
         return True
-    change, users = FileLock(directory / _CHANGE_LOCK), FileLock(directory / _USERS_LOCK)
+    change, users = FileLock(directory / _CHANGE_LOCK), FileLock(directory / USERS_LOCK)
     try:
         if not change.acquire(timeout=0, create=False):
             return False

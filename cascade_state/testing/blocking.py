@@ -14,7 +14,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 __all__ = ["as_plain_function", "run_blocking"]
@@ -60,12 +60,37 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is shared.thread:
         with ThreadPoolExecutor(max_workers=1) as thread:
             return thread.submit(asyncio.run, coroutine).result()
-    future = asyncio.run_coroutine_threadsafe(coroutine, shared.loop)
+    future: Future[T] = Future()
     try:
+        shared.loop.call_soon_threadsafe(_start, shared.loop, coroutine, future)
         return future.result()
     except BaseException:
         future.cancel()  # does nothing when it was the coroutine that raised
         raise
+
+
+def _start(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], future: Future[T]) -> None:
+    if future.cancelled():
+        coroutine.close()
+        return
+    task = loop.create_task(coroutine)
+
+    def pass_on(task: asyncio.Task[T]) -> None:
+        if not future.set_running_or_notify_cancel():
+            task.cancelled() or task.exception()  # nobody waits for it any more
+        elif task.cancelled():
+            future.set_exception(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
+    def cancel(future: Future[T]) -> None:
+        if future.cancelled():
+            loop.call_soon_threadsafe(task.cancel)
+
+    task.add_done_callback(pass_on)
+    future.add_done_callback(cancel)
 
 
 def as_plain_function(function: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from cascade_state.testing.blocking import as_plain_function, run_blocking
+from cascade_state.testing.masking import masked_url
 
 if TYPE_CHECKING:
     from cascade_state.testing.databases import DatabaseCommands, TemporaryDatabase
@@ -88,6 +89,14 @@ class BlockingTemporaryDatabase:
         self._database = database
         self.name: str = database.name
         self.url: str = database.url
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {masked_url(self.url)}>"
+
+    @property
+    def async_url(self) -> str:
+        """The URL for SQLAlchemy's asyncio, `postgresql+asyncpg://`."""
+        return self._database.async_url
 
     def drop(self) -> None:
         """Drops the database.

@@ -23,6 +23,7 @@ from cascade_state.errors import (
     ServerUnavailable,
     TestDatabaseError,
 )
+from cascade_state.testing.masking import masked_url
 
 __all__ = [
     "Connection",
@@ -30,6 +31,7 @@ __all__ = [
     "checked_name",
     "connect",
     "database_of",
+    "driver_url",
     "is_lock_timeout",
     "is_template_mark",
     "open_connection",
@@ -43,6 +45,15 @@ Connection = Any  # asyncpg ships no types
 
 _NAME_LIMIT = 63  # bytes; PostgreSQL would cut longer names off, and two tests would share a database
 _CONNECT_SECONDS = 10.0
+# What to do about a resource that ran out, by SQLSTATE.
+_ADVICE = {
+    "53100": "the disk or tmpfs of the server is full: drop databases, or give it more room",
+    "53200": "the server is out of memory: use fewer processes",
+    "53300": "the server takes no more connections: use fewer processes, or raise max_connections",
+    "28000": "check the role in the URL and the server's pg_hba.conf",
+    "28P01": "check role and password of the URL",
+    "42501": "the role needs CREATEDB, and must own what it drops",
+}
 
 
 def checked_name(name: str) -> str:
@@ -95,6 +106,11 @@ def url_of(url: str, database: str) -> str:
     return f"postgresql://{parts.netloc}/{quote(checked_name(database), safe='')}{query}"
 
 
+def driver_url(url: str, driver: str) -> str:
+    """Returns the URL with the name of a SQLAlchemy driver: `postgresql+asyncpg://…`."""
+    return f"postgresql+{driver}://" + plain_url(url).partition("://")[2]
+
+
 @asynccontextmanager
 async def connect(url: str, *, application_name: str = "cascade_state testing") -> AsyncIterator[Connection]:
     """Yields a connection of one's own and closes it.
@@ -103,13 +119,8 @@ async def connect(url: str, *, application_name: str = "cascade_state testing") 
         ServerUnavailable: Nobody answers, or the server takes no more connections.
         PermissionDenied: Wrong role or password.
     """
-    with translated(database_of(url)):
-        connection = await asyncpg.connect(
-            url,
-            timeout=_CONNECT_SECONDS,
-            statement_cache_size=0,  # one-off commands; also right behind a pooler
-            server_settings={"application_name": application_name.encode()[:_NAME_LIMIT].decode(errors="ignore")},
-        )
+    # One-off commands need no prepared statements; without them this works behind a pooler, too.
+    connection = await open_connection(url, application_name=application_name, statement_cache_size=0)
     try:
         yield connection
     finally:
@@ -117,7 +128,9 @@ async def connect(url: str, *, application_name: str = "cascade_state testing") 
             await connection.close(timeout=_CONNECT_SECONDS)
 
 
-async def open_connection(url: str, *, application_name: str, settings: Mapping[str, str]) -> Connection:
+async def open_connection(
+    url: str, *, application_name: str, settings: Mapping[str, str] | None = None, **options: Any
+) -> Connection:
     """Returns a connection that is kept: its statements are prepared once. Whoever has it closes it.
 
     Raises:
@@ -125,10 +138,17 @@ async def open_connection(url: str, *, application_name: str, settings: Mapping[
         PermissionDenied: Wrong role or password.
         DatabaseNotFound: There is no such database.
     """
-    with translated(database_of(url)):
-        return await asyncpg.connect(
-            url, timeout=_CONNECT_SECONDS, server_settings={"application_name": application_name, **settings}
-        )
+    name = application_name.encode()[:_NAME_LIMIT].decode(errors="ignore")
+    try:
+        with translated(database_of(url)):
+            return await asyncpg.connect(
+                url,
+                timeout=_CONNECT_SECONDS,
+                server_settings={"application_name": name, **(settings or {})},
+                **options,
+            )
+    except ServerUnavailable as exc:
+        raise ServerUnavailable(reason=f"nobody answers at {masked_url(url)}: {exc.reason}") from exc.__cause__
 
 
 @contextmanager
@@ -145,14 +165,17 @@ def translated(database: str) -> Iterator[None]:
     except pg.ObjectInUseError as exc:
         raise DatabaseInUse(database=database) from exc
     except (pg.InsufficientPrivilegeError, pg.InvalidAuthorizationSpecificationError) as exc:
-        raise PermissionDenied(reason=_one_line(exc)) from exc
+        raise PermissionDenied(reason=_advised(exc)) from exc
+    except pg.QueryCanceledError:
+        raise
     except (
-        pg.CannotConnectNowError,
         pg.InsufficientResourcesError,  # a full disk, no memory, no more connections
         pg.PostgresSystemError,  # a file that cannot be written or read
-        pg.AdminShutdownError,
-        pg.CrashShutdownError,
+        pg.OperatorInterventionError,  # it starts, stops or crashed
         pg.PostgresConnectionError,
+    ) as exc:
+        raise ServerUnavailable(reason=_advised(exc)) from exc
+    except (
         pg.InterfaceError,
         pg.InternalClientError,  # the server ended the session while nothing was asked of it
         OSError,
@@ -177,6 +200,11 @@ def is_lock_timeout(exc: BaseException) -> bool:
 def is_template_mark(exc: BaseException) -> bool:
     """Tells whether DROP DATABASE was refused because the database is marked as a template."""
     return isinstance(exc, pg.WrongObjectTypeError)
+
+
+def _advised(exc: Any) -> str:
+    advice = _ADVICE.get(exc.sqlstate)
+    return f"{_one_line(exc)} ({advice})" if advice else _one_line(exc)
 
 
 def _one_line(exc: BaseException) -> str:

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Self
@@ -21,15 +21,20 @@ from cascade_state.testing.connections import (
     Connection,
     checked_name,
     connect,
+    driver_url,
     is_template_mark,
     quoted,
     translated,
 )
+from cascade_state.testing.masking import masked_url
+from cascade_state.testing.sessions import Session, sessions_of, sessions_that_stay
 from cascade_state.testing.templates import ensure_template
 
-__all__ = ["DatabaseCommands", "TemporaryDatabase"]
+__all__ = ["DatabaseCommands", "TemporaryDatabase", "create_copy", "drop", "in_use"]
 
 _logger = logging.getLogger(__name__)
+# For a session that is just ending; one that stays longer is in use.
+_PATIENCE_SECONDS = 1.0
 
 
 class DatabaseCommands(ABC):
@@ -74,15 +79,10 @@ class DatabaseCommands(ABC):
             DatabaseNotFound: The template does not exist.
             DatabaseInUse: Somebody is connected to the template.
         """
-        command = f"CREATE DATABASE {quoted(name)} TEMPLATE {quoted(template)} {self.copy_strategy}"
+        checked_name(name)
+        checked_name(template)
         async with connect(self.url) as connection:
-            try:
-                with translated(name):
-                    await connection.execute(command)
-            except DatabaseNotFound as exc:
-                raise DatabaseNotFound(database=template) from exc
-            except DatabaseInUse as exc:
-                raise await _in_use(connection, template) from exc
+            await create_copy(connection, name, template, strategy=self.copy_strategy)
 
     async def drop_database(self, name: str, *, force: bool = False) -> None:
         """Drops the database, a finished template included.
@@ -95,13 +95,9 @@ class DatabaseCommands(ABC):
             DatabaseNotFound: There is none.
             DatabaseInUse: Somebody is connected to it, and it stays.
         """
-        command = f"DROP DATABASE {quoted(name)}" + (" WITH (FORCE)" if force else "")
+        checked_name(name)
         async with connect(self.url) as connection:
-            try:
-                with translated(name):
-                    await _drop(connection, name, command)
-            except DatabaseInUse as exc:
-                raise await _in_use(connection, name) from exc
+            await drop(connection, name, force=force)
 
     async def database_exists(self, name: str) -> bool:
         """Tells whether a database of this name exists, finished or not."""
@@ -189,6 +185,14 @@ class TemporaryDatabase:
         self.name = name
         self.url: str = server.url_for(name)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {masked_url(self.url)}>"
+
+    @property
+    def async_url(self) -> str:
+        """The URL for SQLAlchemy's asyncio, `postgresql+asyncpg://`."""
+        return driver_url(self.url, "asyncpg")
+
     async def drop(self) -> None:
         """Drops the database.
 
@@ -249,6 +253,44 @@ class _Creation:
         return TemporaryDatabase(self._server, self._name)
 
 
+async def create_copy(connection: Connection, name: str, template: str, *, strategy: str) -> None:
+    """Creates a copy of the template, on a connection to the maintenance database."""
+    command = f"CREATE DATABASE {quoted(name)} TEMPLATE {quoted(template)} {strategy}"
+    await _refuse_in_use(connection, template)
+    try:
+        with translated(name):
+            await connection.execute(command)
+    except DatabaseNotFound as exc:
+        raise DatabaseNotFound(database=template) from exc
+    except DatabaseInUse as exc:
+        raise in_use(template, await sessions_of(connection, template)) from exc
+
+
+async def drop(connection: Connection, name: str, *, force: bool) -> None:
+    """Drops the database, a finished template included, on a connection to the maintenance database."""
+    command = f"DROP DATABASE {quoted(name)}" + (" WITH (FORCE)" if force else "")
+    if not force:
+        await _refuse_in_use(connection, name)
+    try:
+        with translated(name):
+            await _drop(connection, name, command)
+    except DatabaseInUse as exc:
+        raise in_use(name, await sessions_of(connection, name)) from exc
+
+
+def in_use(name: str, sessions: Sequence[Session]) -> DatabaseInUse:
+    """Returns the error that names who is connected."""
+    users = tuple((session.process_id, session.application_name) for session in sessions)
+    return DatabaseInUse(database=name, connections=users)
+
+
+async def _refuse_in_use(connection: Connection, name: str) -> None:
+    # The server would wait for five seconds before it says so.
+    sessions = await sessions_that_stay(connection, name, patience=_PATIENCE_SECONDS)
+    if sessions:
+        raise in_use(name, sessions)
+
+
 async def _drop(connection: Connection, name: str, command: str) -> None:
     try:
         await connection.execute(command)
@@ -262,10 +304,3 @@ async def _drop(connection: Connection, name: str, command: str) -> None:
     except BaseException:
         await connection.execute(f"ALTER DATABASE {quoted(name)} IS_TEMPLATE true")
         raise
-
-
-async def _in_use(connection: Connection, name: str) -> DatabaseInUse:
-    rows = await connection.fetch(
-        "SELECT pid, application_name FROM pg_stat_activity WHERE datname = $1 ORDER BY pid", name
-    )
-    return DatabaseInUse(database=name, connections=tuple((row["pid"], row["application_name"]) for row in rows))

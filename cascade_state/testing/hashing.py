@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from alembic.config import Config
 
-__all__ = ["DirectoryHash", "hash_directory", "migration_hash"]
+__all__ = ["DirectoryHash", "hash_directory", "hash_file", "hash_texts", "migration_hash"]
 
 # What tools leave beside sources; a change of these is no change.
 CACHES: Final = (
@@ -120,6 +121,18 @@ def migration_hash(
     return stream.digest()
 
 
+def hash_file(path: str | Path) -> DirectoryHash:
+    """Returns the hash of one file's contents; a symlink is followed."""
+    stream = _Stream(_FORMAT)
+    stream.add_file("", Path(path).resolve())
+    return stream.digest()
+
+
+def hash_texts(*texts: str) -> DirectoryHash:
+    """Returns the hash of texts in this order."""
+    return _Stream(_FORMAT, *_texts("texts", texts)).digest()
+
+
 class _Stream:
     """The bytes that are hashed; each part is preceded by its kind and length."""
 
@@ -198,6 +211,10 @@ def _environment(config_or_ini_path: Any) -> tuple[Path, list[Path]]:
         if not Path(config).is_file():
             raise FileNotFoundError(f"no such file: {config}")
         config = Config(str(config))
-    script = ScriptDirectory.from_config(config)
+    path = list(sys.path)
+    try:
+        script = ScriptDirectory.from_config(config)
+    finally:
+        sys.path[:] = path  # the configuration's prepend_sys_path is for running, not for looking
     locations = [Path(location) for location in script._version_locations]
     return Path(script.dir), locations

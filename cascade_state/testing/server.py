@@ -8,39 +8,41 @@ the next start, through its lock files, and removed then.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import secrets
-import shutil
-import tempfile
 import threading
 from pathlib import Path
 from typing import Self
 
-from cascade_state.errors import ServerUnavailable
+from cascade_state.errors import ServerUnavailable, TestDatabaseError
+from cascade_state.postgres.binaries import DEFAULT_VERSION
 from cascade_state.postgres.server_process import ServerFailed
 from cascade_state.postgres.shared_server import SharedServer, remove_if_abandoned, socket_url
 from cascade_state.testing.blocking import run_blocking
 from cascade_state.testing.connections import connect, database_of, plain_url, url_of
 from cascade_state.testing.databases import DatabaseCommands
+from cascade_state.testing.masking import masked_url
+from cascade_state.testing.run_directory import (
+    choose_directory,
+    directories,
+    kept_for,
+    mark_kept,
+    new_directory,
+    worker_run_id,
+)
 
-__all__ = ["PostgresServer", "shared_server"]
+__all__ = ["PostgresServer", "shared_server", "sweep"]
 
 _MAINTENANCE_DATABASE = "postgres"
-_PREFIX = "cascade_state-test-"
-_TMPFS = Path("/dev/shm")  # noqa: S108 - names there are random, and each server's data is its own
-_TMPFS_ROOM = 512 * 1024 * 1024  # bytes; containers often get 64 MB, which a handful of databases fill
-
-_THROW_AWAY_SETTINGS = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "synchronous_commit": "off",
+_OLDEST_VERSION = 15
+_SETTINGS = {
     # Nobody replicates a test server, and copying a template then needs no write-ahead log.
     "wal_level": "minimal",
     "max_wal_senders": "0",
     "max_wal_size": "256MB",  # the directory may be memory
     "max_connections": "200",
 }
+# A power cut may destroy what is thrown away; nothing else may have these.
+_THROW_AWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
 class PostgresServer(DatabaseCommands):
@@ -54,8 +56,13 @@ class PostgresServer(DatabaseCommands):
             raise TypeError("make a PostgresServer with from_url(), embedded() or system()")
         self._given_url = plain_url(url) if url is not None else None
         self._server = server
-        if server is not None:
+        self._version: tuple[int, str] | None = None
+        self._uses = 0  # by callers of shared_server()
+        if server is not None and server.remove_when_last:
             self.copy_strategy = "STRATEGY file_copy"
+
+    def __repr__(self) -> str:
+        return f"<PostgresServer {masked_url(self._given_url) if self._given_url else self.directory}>"
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -74,8 +81,8 @@ class PostgresServer(DatabaseCommands):
         """Returns a server from the wheel's programs (or, without the wheel, the system's of that version).
 
         Args:
-            directory: Kept between runs, together with its databases; None makes one that is removed at the
-                end.
+            directory: Kept between runs, together with its databases, and safe from power cuts; None makes one that
+                is removed at the end.
             version: PostgreSQL's major version, 18 or 16 from the wheel.
             loopback_port: For clients that cannot use its socket: it also listens there, and asks for a password.
         """
@@ -83,13 +90,32 @@ class PostgresServer(DatabaseCommands):
 
     @classmethod
     def system(cls, directory: str | Path | None = None) -> Self:
-        """Returns a server from the newest programs found on this machine, the wheel's left out."""
+        """Returns a server from the newest programs found on this machine, the wheel's left out.
+
+        Args:
+            directory: As for `embedded`.
+        """
         return cls(server=_throw_away_server(directory, system_only=True))
 
     @property
     def url(self) -> str:
         """The `postgresql://` URL of the maintenance database."""
         return self._given_url if self._given_url is not None else self.url_for(_MAINTENANCE_DATABASE)
+
+    @property
+    def version(self) -> int:
+        """The major version of the server, which was started."""
+        return self._known_version()[0]
+
+    @property
+    def version_text(self) -> str:
+        """The version as the server says it, for example `18.1`."""
+        return self._known_version()[1]
+
+    @property
+    def directory(self) -> Path | None:
+        """Where a server started here keeps its files; None for somebody else's."""
+        return self._server.directory if self._server is not None else None
 
     def url_for(self, name: str) -> str:
         """Returns the `postgresql://` URL of a database, whether it exists or not."""
@@ -105,26 +131,41 @@ class PostgresServer(DatabaseCommands):
         """Returns this server when it accepts connections. Blocks; starting twice is harmless.
 
         Raises:
-            ServerUnavailable: It does not start or does not answer; `log_tail` is what it said last.
+            ServerUnavailable: It does not start or answer, or is too old; `log_tail` is what it said last.
+            PermissionDenied: It refuses the role of the URL.
         """
-        if self._server is None:
-            run_blocking(self._probe())
-            return self
-        _sweep(self._server.directory)
-        try:
-            self._server.start()
-        except ServerFailed as exc:
-            raise ServerUnavailable(reason=exc.reason, log_tail=exc.log_tail) from exc
+        if self._server is not None:
+            sweep(self._server.directory)
+            try:
+                self._server.start()
+            except ServerFailed as exc:
+                raise ServerUnavailable(reason=exc.reason, log_tail=exc.log_tail) from exc
+        if self._version is None:
+            self._version = run_blocking(self._probe())
         return self
 
     def stop(self) -> None:
         """Leaves the server; the last user stops it and removes its directory unless that was given."""
+        if self._uses > 1:  # shared: somebody else in this process goes on
+            self._uses -= 1
+            return
+        self._uses = 0
         if self._server is not None:
             try:
                 # A kept directory needs no recovery at the next start; one to be removed needs no checkpoint.
                 self._server.stop(mode="immediate" if self._server.remove_when_last else "fast")
             except ServerFailed as exc:
                 raise ServerUnavailable(reason=exc.reason, log_tail=exc.log_tail) from exc
+
+    def leave_running(self, project: Path) -> None:
+        """Leaves a server started here running with its databases, until the project's next test run or for an hour."""
+        if self._uses > 1:
+            self._uses -= 1
+            return
+        self._uses = 0
+        if self._server is not None:
+            mark_kept(self._server.directory, project)
+            self._server.leave()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -138,57 +179,63 @@ class PostgresServer(DatabaseCommands):
     async def __aexit__(self, *exc_info: object) -> None:
         await asyncio.to_thread(self.stop)
 
-    async def _probe(self) -> None:
-        async with connect(self.url):
-            pass
+    async def _probe(self) -> tuple[int, str]:
+        async with connect(self.url) as connection:
+            text = connection.get_settings().server_version
+            major = int(connection.get_server_version().major)
+        if major < _OLDEST_VERSION:
+            raise ServerUnavailable(
+                reason=f"PostgreSQL {text} is too old; {_OLDEST_VERSION} or newer is needed: name another server"
+            )
+        return major, text.split()[0]
+
+    def _known_version(self) -> tuple[int, str]:
+        if self._version is None:
+            raise ServerUnavailable(reason="it was not started; call start() or use `with`")
+        return self._version
 
 
 _shared_lock = threading.Lock()
-_shared: PostgresServer | ServerUnavailable | None = None
+_shared: dict[tuple[str | None, str], PostgresServer | TestDatabaseError] = {}
 
 
-def shared_server() -> PostgresServer:
+def shared_server(*, url: str | None = None, version: int | str | None = None) -> PostgresServer:
     """Returns the started server of this process; the same for all pytest-xdist workers of a test run.
 
-    `CASCADE_TEST_URL` names a server to use instead; `CASCADE_TEST_POSTGRES` chooses `18` (the default), `16`
-    or `system`. Stop it, or let the process end.
+    Each call is one use of it: the `stop` of the last use stops the server, or else the end of the process does.
+
+    Args:
+        url: A server to use instead of starting one; None looks at `CASCADE_TEST_URL`.
+        version: The major version to start, or `system`; None looks at `CASCADE_TEST_POSTGRES`, and means 18
+            without it.
 
     Raises:
-        ServerUnavailable: It could not be started; later calls raise the same again without another attempt.
+        ServerUnavailable: It could not be started or reached; later calls raise the same again without another attempt.
+        PermissionDenied: It refuses the role of the URL; later calls raise the same.
     """
-    global _shared
+    url = url or os.environ.get("CASCADE_TEST_URL") or None
+    choice = str(version or os.environ.get("CASCADE_TEST_POSTGRES") or DEFAULT_VERSION)
     with _shared_lock:
-        if _shared is None:
+        known = _shared.get((url, choice))
+        if known is None:
             try:
-                _shared = _chosen_server().start()
-            except ServerUnavailable as exc:
-                _shared = exc
-        if isinstance(_shared, ServerUnavailable):
-            raise _shared
-        return _shared.start()
+                known = (PostgresServer.from_url(url) if url else _server_of_the_run(choice)).start()
+            except TestDatabaseError as exc:
+                known = exc
+            _shared[url, choice] = known
+        if isinstance(known, TestDatabaseError):
+            raise known
+        known._uses += 1
+        return known.start()
 
 
-def _chosen_server() -> PostgresServer:
-    url = os.environ.get("CASCADE_TEST_URL")
-    if url:
-        return PostgresServer.from_url(url)
-    choice = os.environ.get("CASCADE_TEST_POSTGRES") or "18"
-    directory = _run_directory()
+def _server_of_the_run(choice: str) -> PostgresServer:
+    if choice != "system" and not (choice.isascii() and choice.isdecimal()):
+        raise ServerUnavailable(reason=f"PostgreSQL {choice!r} was asked for; it must be a major version or 'system'")
+    directory = choose_directory(choice, worker_run_id())
     if choice == "system":
         return PostgresServer(server=_throw_away_server(directory, system_only=True, remove=True))
-    if not choice.isdecimal():
-        raise ServerUnavailable(reason=f"CASCADE_TEST_POSTGRES is {choice!r}; it must be a version or 'system'")
     return PostgresServer(server=_throw_away_server(directory, version=int(choice), remove=True))
-
-
-def _run_directory() -> Path:
-    """Returns the directory that all workers of a test run agree upon without talking to each other."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None:
-        return _new_directory()
-    choice = os.environ.get("CASCADE_TEST_POSTGRES", "")
-    digest = hashlib.sha256(f"{os.geteuid()}:{choice}:{run}".encode()).hexdigest()[:16]
-    return _parent_directory() / f"{_PREFIX}{digest}"
 
 
 def _throw_away_server(
@@ -200,29 +247,20 @@ def _throw_away_server(
     loopback_port: int | None = None,
 ) -> SharedServer:
     network = {"listen_addresses": "127.0.0.1", "port": f"{loopback_port:d}"} if loopback_port is not None else {}
+    thrown_away = remove if remove is not None else directory is None
     return SharedServer(
-        Path(directory) if directory is not None else _new_directory(),
+        Path(directory) if directory is not None else new_directory(),
         version=version,
         system_only=system_only,
-        remove_when_last=remove if remove is not None else directory is None,
-        settings=_THROW_AWAY_SETTINGS | network,
-        initdb_options=("--no-sync",),
+        remove_when_last=thrown_away,
+        settings=_SETTINGS | (_THROW_AWAY_SETTINGS if thrown_away else {}) | network,
+        initdb_options=("--no-sync",) if thrown_away else (),
     )
 
 
-def _new_directory() -> Path:
-    return _parent_directory() / f"{_PREFIX}{secrets.token_hex(8)}"
-
-
-def _parent_directory() -> Path:
-    if _TMPFS.is_dir() and os.access(_TMPFS, os.W_OK) and shutil.disk_usage(_TMPFS).free >= _TMPFS_ROOM:
-        return _TMPFS
-    return Path(tempfile.gettempdir())
-
-
-def _sweep(own: Path) -> None:
-    """Removes what killed test runs left behind."""
-    for parent in {_TMPFS, Path(tempfile.gettempdir()), own.parent}:
-        for directory in parent.glob(f"{_PREFIX}*"):
-            if directory != own:
-                remove_if_abandoned(directory)
+def sweep(own: Path, *, project: Path | None = None) -> None:
+    """Removes what killed test runs left behind, and what a former run of the project kept."""
+    for directory in directories(own):
+        kept = kept_for(directory)
+        if kept is None or (project is not None and kept == str(project)):
+            remove_if_abandoned(directory)

@@ -1,0 +1,36 @@
+"""Foreign projects for the tests of the pytest plugin, on the server of this test run."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cascade_state.testing import PostgresServer
+from tests.testing_toolkit.foreign_project import ForeignProject
+
+__all__: list[str] = []
+
+
+@pytest.fixture
+def make_project(server: PostgresServer, tmp_path: Path) -> Iterator[Callable[..., ForeignProject]]:
+    """Makes projects with tests of their own; their templates are dropped afterwards."""
+    made: list[ForeignProject] = []
+
+    def make(*, template: str = "async") -> ForeignProject:
+        project = ForeignProject(tmp_path / f"project{len(made)}", secrets.token_hex(4), template=template)
+        made.append(project)
+        return project
+
+    yield make
+    for project in made:
+        for name in project.templates(server):
+            server.blocking.drop_database(name)
+
+
+@pytest.fixture
+def project(make_project: Callable[..., ForeignProject]) -> ForeignProject:
+    """A project with an asynchronous `env.py`."""
+    return make_project()
