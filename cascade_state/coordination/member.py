@@ -18,16 +18,19 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from cascade_state.abc.store import Store
 from cascade_state.errors import CascadeStateError, LeaseLost
 from cascade_state.model.replica_sets import Membership
 from cascade_state.types import JsonObject
 
-__all__ = ["Member"]
+__all__ = ["Member", "new_worker_id"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("cascade_state.coordination")
 
@@ -60,8 +63,9 @@ class Member:
         self._worker_name = worker_name
         self._interval_seconds = heartbeat_interval.total_seconds()
         self._stale_after = stale_after
+        self._longest_beat_seconds = stale_after.total_seconds() / 3  # then there is time for another one
         self._metadata = metadata
-        self._share = Membership(replica_set=replica_set, worker_id=self._new_id(), generation=0)
+        self._share = Membership(replica_set=replica_set, worker_id=new_worker_id(worker_name), generation=0)
         self._alive_until = 0.0  # by `_elapsed`
         self._may_be_registered = False  # a call that failed may have arrived
         self._has_left = False
@@ -72,6 +76,7 @@ class Member:
         self._in_hand: Counter[int] = Counter()
         self._released_at: dict[int, float] = {}  # when it was learnt that a partition is to go
         self._heartbeats: asyncio.Task[None] | None = None
+        self._unanswered: set[asyncio.Task[Any]] = set()
 
     # What it knows
 
@@ -185,16 +190,16 @@ class Member:
         self._tell()
         if not self._may_be_registered:
             return
+        leaving = self._store.replica_sets.leave(self._replica_set, self.worker_id)
         try:
-            async with asyncio.timeout(_LONGEST_GOODBYE_SECONDS):
-                await self._store.replica_sets.leave(self._replica_set, self.worker_id)
+            await self._answer(leaving, _LONGEST_GOODBYE_SECONDS)
         except (CascadeStateError, TimeoutError) as error:
             _log.warning(
                 "could not leave, others take over in time replica_set=%s worker_id=%s stale_after=%s reason=%s",
                 self._replica_set,
                 self.worker_id,
                 self._stale_after,
-                error or type(error).__name__,
+                str(error) or type(error).__name__,
             )
         else:
             _log.info("left replica_set=%s worker_id=%s", self._replica_set, self.worker_id)
@@ -212,7 +217,7 @@ class Member:
                     "heartbeat failed replica_set=%s worker_id=%s reason=%s",
                     self._replica_set,
                     self.worker_id,
-                    error or type(error).__name__,
+                    str(error) or type(error).__name__,
                 )
             except Exception:
                 _log.exception("heartbeat failed replica_set=%s worker_id=%s", self._replica_set, self.worker_id)
@@ -230,11 +235,11 @@ class Member:
 
     async def _beat(self) -> None:
         sent_at = _elapsed()
+        beat = self._store.replica_sets.beat(
+            self._replica_set, self.worker_id, stale_after=self._stale_after, keep=self._kept()
+        )
         try:
-            async with asyncio.timeout(self._stale_after.total_seconds() / 3):
-                share = await self._store.replica_sets.beat(
-                    self._replica_set, self.worker_id, stale_after=self._stale_after, keep=self._kept()
-                )
+            share = await self._answer(beat, self._longest_beat_seconds)
         except LeaseLost:
             self._alive_until = 0.0
             self._tell()
@@ -245,14 +250,40 @@ class Member:
 
     async def _join_again(self) -> None:
         former = self.worker_id
-        self._share = self._empty_share(self._new_id())
-        await self._register()
+        self._share = self._empty_share(new_worker_id(self._worker_name))
+        await self._answer(self._register(), self._longest_beat_seconds)
         _log.warning(
             "joined again under a new id replica_set=%s worker_id=%s former_worker_id=%s",
             self._replica_set,
             self.worker_id,
             former,
         )
+
+    async def _answer(self, call: Coroutine[Any, Any, T], longest_seconds: float) -> T:
+        """Returns what a call returns, unless that takes too long.
+
+        It is not waited for then, not even for its end: a transaction on a connection that was lost without a word
+        can be ended only when the connection is given up.
+
+        Raises:
+            TimeoutError: It took too long.
+        """
+        task = asyncio.ensure_future(call)
+        self._unanswered.add(task)
+        task.add_done_callback(self._answered)
+        try:
+            await asyncio.wait([task], timeout=longest_seconds)
+        finally:
+            if not task.done():
+                task.cancel()
+        if not task.done():
+            raise TimeoutError(f"no answer within {longest_seconds:g} s")
+        return task.result()
+
+    def _answered(self, task: asyncio.Task[Any]) -> None:
+        self._unanswered.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, if nobody waits for it any more
 
     # What it learns
 
@@ -307,11 +338,13 @@ class Member:
         busy = (partition for partition, told_at in self._released_at.items() if told_at > told_before)
         return frozenset(self._share.generations) | self._in_hand.keys() & frozenset(busy)
 
-    def _new_id(self) -> str:
-        return f"{self._worker_name}-{secrets.token_hex(6)}"
-
     def _empty_share(self, worker_id: str) -> Membership:
         return Membership(replica_set=self._replica_set, worker_id=worker_id, generation=self._share.generation)
+
+
+def new_worker_id(worker_name: str) -> str:
+    """Returns an id that no worker ever had: a process that starts again is another worker."""
+    return f"{worker_name}-{secrets.token_hex(6)}"
 
 
 def _elapsed() -> float:

@@ -18,9 +18,9 @@ from datetime import timedelta
 
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.store import Store
-from cascade_state.coordination.member import Member
+from cascade_state.coordination.member import Member, new_worker_id
 from cascade_state.errors import InvalidArgument
-from cascade_state.model.arguments import check_duration, check_key, check_optional_key
+from cascade_state.model.arguments import check_duration, check_key
 from cascade_state.types import JsonObject
 
 __all__ = ["BEATS_BEFORE_STALE", "ReplicaSet"]
@@ -71,9 +71,10 @@ class ReplicaSet:
                 reason=f"must be at most a third of stale_after ({stale_after / BEATS_BEFORE_STALE})",
             )
         self.metadata: JsonObject = {"host": socket.gethostname(), "pid": os.getpid(), **(metadata or {})}
-        self.worker_name: str = (
-            check_optional_key(worker_name, "worker_name") or f"{self.metadata['host']}-{self.metadata['pid']}"
+        self.worker_name: str = check_key(
+            f"{self.metadata['host']}-{self.metadata['pid']}" if worker_name is None else worker_name, "worker_name"
         )
+        check_key(new_worker_id(self.worker_name), "worker_name")
 
     @asynccontextmanager
     async def join(self) -> AsyncIterator[Member]:

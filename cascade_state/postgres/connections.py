@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -22,6 +23,10 @@ __all__ = ["KEPT_LOCK_TIMEOUT", "KeptConnections", "OwnTransaction", "driver_of"
 KEPT_LOCK_TIMEOUT = "200ms"
 
 _CLOSING_SECONDS = 2.0  # how long the server is given to say good-bye
+
+# A connection may have been lost without a word (a firewall that forgot it). Whoever ends a transaction, or wants to
+# know whether a connection is still there, waits no longer than this for an answer.
+_LONGEST_SILENCE_SECONDS = 3.0
 
 Kept: TypeAlias = tuple[AsyncConnection, DriverConnection]
 
@@ -117,8 +122,10 @@ class OwnTransaction:
         try:
             if self.driver.is_closed():
                 await connection.invalidate()
-            await connection.close()  # rolls back what is open
+            async with asyncio.timeout(_LONGEST_SILENCE_SECONDS):
+                await connection.close()  # rolls back what is open
         except Exception:
+            self.driver.terminate()
             await _discard(connection)
 
 
@@ -174,7 +181,7 @@ class KeptConnections:
         self._free: list[Kept] = []
         self._open = 0
         self._waiting: deque[asyncio.Future[Kept | None]] = deque()  # None: there is room to open one
-        self._drops: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._closed = False
         self._all_closed = asyncio.Event()
 
@@ -191,6 +198,20 @@ class KeptConnections:
         elif not self._wake_one(kept):
             self._free.append(kept)
 
+    def put_aside(self, kept: Kept) -> None:
+        """Takes back a connection whose statement was cancelled; it is lent again once the server answered on it."""
+        self._in_background(self._proven(kept))
+
+    async def _proven(self, kept: Kept) -> None:
+        driver = kept[1]
+        try:
+            async with asyncio.timeout(_LONGEST_SILENCE_SECONDS):
+                await driver.execute("SELECT 1")  # the driver sends it when the cancellation has arrived
+        except Exception:
+            driver.terminate()
+        finally:
+            self.put_back(kept)
+
     async def close(self) -> None:
         """Closes all connections, those that are lent when they are put back; returns when all are closed."""
         self._closed = True
@@ -203,8 +224,8 @@ class KeptConnections:
         if not self._open:
             self._all_closed.set()
         await self._all_closed.wait()
-        if self._drops:
-            await asyncio.wait(set(self._drops))
+        while self._background:
+            await asyncio.wait(set(self._background))
 
     def _free_one(self) -> Kept | None:
         """Returns one that nobody uses and that did not break meanwhile."""
@@ -260,9 +281,12 @@ class KeptConnections:
         connection, driver = kept
         self._one_less()
         driver.terminate()
-        task = asyncio.get_running_loop().create_task(_discard(connection))
-        self._drops.add(task)
-        task.add_done_callback(self._drops.discard)
+        self._in_background(_discard(connection))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _one_less(self) -> None:
         self._open -= 1

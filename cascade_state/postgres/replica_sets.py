@@ -21,6 +21,9 @@ from cascade_state.postgres.statements.parameters import columns
 
 __all__ = ["PostgresReplicaSets"]
 
+# A process that is stopped while it holds the lock on a set keeps others from joining and leaving for this long.
+_LONGEST_IDLENESS = "5s"
+
 
 class PostgresReplicaSets(ReplicaSets):
     """See `ReplicaSets`. Joining and leaving are transactions of about ten statements; a heartbeat is one."""
@@ -31,7 +34,7 @@ class PostgresReplicaSets(ReplicaSets):
 
     async def _join(self, replica_set: str, worker_id: str, stale_after: timedelta, metadata: str) -> Membership:
         async with self._executor.transaction(undoable=True) as executor:
-            change = _Change(executor, replica_set)
+            change = await self._change(executor, replica_set)
             await change.begin(in_new_set=True)
             await change.remove_silent()
             await change.add_worker(worker_id, stale_after, metadata)
@@ -55,7 +58,7 @@ class PostgresReplicaSets(ReplicaSets):
     async def _plan_anew(self, replica_set: str) -> bool:
         """Removes the silent and plans, unless somebody else is just at it; returns whether it was done."""
         async with self._executor.transaction() as executor:
-            change = _Change(executor, replica_set)
+            change = await self._change(executor, replica_set)
             if not await change.try_to_begin():
                 return False
             await change.remove_silent()
@@ -64,12 +67,17 @@ class PostgresReplicaSets(ReplicaSets):
 
     async def _leave(self, replica_set: str, worker_id: str) -> bool:
         async with self._executor.transaction() as executor:
-            change = _Change(executor, replica_set)
+            change = await self._change(executor, replica_set)
             if not await change.begin() or not await change.remove_worker(worker_id):
                 return False
             await change.remove_silent()
             await change.plan()
         return True
+
+    async def _change(self, executor: Executor, replica_set: str) -> _Change:
+        if not self._executor.in_transaction:  # else it is the caller's transaction, with the caller's limits
+            await executor.fetch(statements.LIMIT_IDLENESS, {"longest_idleness": _LONGEST_IDLENESS})
+        return _Change(executor, replica_set)
 
     async def _fence(self, replica_set: str, partition_id: int, generation: int) -> bool:
         values = {"replica_set": replica_set, "partition_id": partition_id, "generation": generation}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
@@ -56,13 +57,17 @@ class StoreExecutor(Executor):
 
     async def _fetch_kept(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
         kept = await self._kept.take()
+        put_back = self._kept.put_back
         try:
             with translated():
                 if self.options.pooler is None:
                     return await self.statements.fetch(kept[1], statement, values)
                 return await self._fetch_pooled(kept[1], statement, values)
+        except asyncio.CancelledError:
+            put_back = self._kept.put_aside
+            raise
         finally:
-            self._kept.put_back(kept)
+            put_back(kept)
 
     async def _fetch_pooled(
         self, driver: DriverConnection, statement: Statement, values: Mapping[str, Any]

@@ -129,7 +129,7 @@ _NOT_FUNCTIONS = frozenset(
 # String literals that statements may hold: what the schema itself says. Statuses and modes are words in capitals.
 _OWN_LITERALS = re.compile(
     r"[A-Z][A-Z_]*|business_key:|beginning|first|fifo|broadcast|[0-]+|worn out|expired|null|infinity|\{\}|"
-    r"[a-z_]+ timed out|partition_count|cascade_state.*|pg_[a-z]+|\s*"
+    r"[a-z_]+ timed out|partition_count|idle_in_transaction_session_timeout|cascade_state.*|pg_[a-z]+|\s*"
 )
 
 

@@ -333,6 +333,28 @@ async def test_a_lock_takes_one_in_a_unit_of_work_and_two_beyond_it(wire: Wire, 
     assert [after - before for before, after in pairwise(counts)] == [1, 2, 1, 1]
 
 
+async def test_a_heartbeat_and_a_fence_take_one_and_a_change_of_membership_a_dozen(wire: Wire, store: Store) -> None:
+    """With any number of workers; what is to be handed over costs two more, once."""
+    beats, joins = set[int](), set[int]()
+    for number in range(6):
+        before = wire.round_trips
+        await store.replica_sets.join("shipping", f"worker-{number}", stale_after=_LEASE)
+        if number >= _WARM_UP:
+            joins.add(wire.round_trips - before)
+        for worker in range(number + 1):
+            await store.replica_sets.beat("shipping", f"worker-{worker}", stale_after=_LEASE)
+        before = wire.round_trips
+        share = await store.replica_sets.beat("shipping", "worker-0", stale_after=_LEASE)
+        beats.add(wire.round_trips - before)
+        async with store.begin() as uow:
+            before = wire.round_trips
+            for partition, generation in share.generations.items():
+                await uow.fence(partition, generation, "shipping")
+            assert number < _WARM_UP or wire.round_trips - before == len(share.generations)
+    assert beats == {1}
+    assert max(joins) <= 13
+
+
 async def test_the_wire_counts_each_question_once(wire: Wire) -> None:
     connection = await asyncpg.connect(wire.url)
     try:

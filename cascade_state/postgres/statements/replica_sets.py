@@ -48,6 +48,7 @@ __all__ = [
     "BEAT",
     "FENCE",
     "HAND_OVER",
+    "LIMIT_IDLENESS",
     "LIST_ASSIGNMENTS",
     "LIST_WORKERS",
     "LOCK_SET",
@@ -183,6 +184,14 @@ def _lock_set(*, skip_locked: bool) -> Select[Any]:
     )
 
 
+LIMIT_IDLENESS = Statement(
+    "replica_sets.limit_idleness",
+    lambda: select(
+        func.set_config(
+            literal_column("'idle_in_transaction_session_timeout'", TEXT), param("longest_idleness", TEXT), true()
+        )
+    ),
+)
 ADD_SET = Statement(
     "replica_sets.add_set",
     lambda: (
