@@ -5,13 +5,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from cascade_state.testing import IntegresqlClient, PostgresServer
 from cascade_state.testing.blocking import run_blocking
 from tests.integresql.facade import drop_databases, facade
+
+Serving: TypeAlias = Callable[..., AbstractAsyncContextManager[IntegresqlClient]]
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def prefix(server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def serving(server: PostgresServer, prefix: str) -> Callable[..., AbstractAsyncContextManager[IntegresqlClient]]:
+def serving(server: PostgresServer, prefix: str) -> Serving:
     """Runs a server with the options given; yields a client of it."""
 
     @asynccontextmanager

@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from cascade_state.errors import (
     TemplateNotFound,
 )
 from cascade_state.testing import DatabaseConfig, IntegresqlClient, PostgresServer
+from tests.integresql.conftest import Serving
 from tests.integresql.facade import WAIT, databases, execute, facade_process, fetch, filled
 
 pytestmark = pytest.mark.postgres
 
-Serving = Callable[..., AbstractAsyncContextManager[IntegresqlClient]]
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = Path(__file__).with_name("suite_process.py")
 NAMES = "SELECT name FROM pilot ORDER BY name"

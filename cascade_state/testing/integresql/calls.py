@@ -88,7 +88,7 @@ class Call(Generic[T]):
         if status == 423:
             return DatabaseInUse(database=self.subject)
         if status in (502, 503, 504):
-            return ServerUnavailable(reason=text)
+            return ServerUnavailable(reason=text.removeprefix("the test server is unavailable: "))
         if status == 400:
             return InvalidArgument(argument="template_hash", reason=text)
         return TestDatabaseError(f"{self.method} {self.path} was answered with {status}: {text}")

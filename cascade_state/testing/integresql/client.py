@@ -14,7 +14,12 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import httpx
+try:
+    import httpx
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(
+        "IntegresqlClient needs httpx: install cascade-state[integresql]", name=_missing.name
+    ) from _missing
 
 from cascade_state.errors import DatabaseInUse, TestDatabaseError
 from cascade_state.testing.integresql import calls

@@ -119,7 +119,7 @@ class PoolSession:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Connection]:
         """Yields a connection for everything that takes longer; kept for the next who asks."""
-        connection = self._spare.pop() if self._spare else await self._open("worker")
+        connection = self._unbroken_spare() or await self._open("worker")
         try:
             with translated(BOOKS):
                 yield connection
@@ -166,6 +166,13 @@ class PoolSession:
 
     def _enrolment(self) -> tuple[object, ...]:
         return (self.holder, os.getpid(), _program(), sorted(set(self._templates)))
+
+    def _unbroken_spare(self) -> Connection | None:
+        while self._spare:
+            connection = self._spare.pop()
+            if not connection.is_closed():  # as they are after a restart of the server
+                return connection
+        return None
 
     def _keep(self, connection: Connection) -> None:
         if self._is_closed:
