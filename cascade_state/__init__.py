@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cascade_state.abc.store import Store
     from cascade_state.abc.unit_of_work import UnitOfWork
     from cascade_state.clock import Clock
+    from cascade_state.coordination.backoff import Backoff
+    from cascade_state.coordination.feed_consumer import FeedConsumer
     from cascade_state.errors import (
         AlreadyExists,
         CascadeStateError,
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AddResult",
     "AlreadyExists",
+    "Backoff",
     "Capabilities",
     "CascadeStateError",
     "Clock",
@@ -79,6 +82,7 @@ __all__ = [
     "DeadLetter",
     "Delivery",
     "FeedBatch",
+    "FeedConsumer",
     "FeedConsumerNotFound",
     "FeedFailure",
     "FeedLag",
@@ -139,6 +143,7 @@ __all__ = [
 _HOMES = {
     "AddResult": "abc.flow_instances",
     "AlreadyExists": "errors",
+    "Backoff": "coordination.backoff",
     "Capabilities": "abc.capabilities",
     "CascadeStateError": "errors",
     "Clock": "clock",
@@ -151,6 +156,7 @@ _HOMES = {
     "DeadLetter": "model.correlations",
     "Delivery": "model.correlations",
     "FeedBatch": "model.feeds",
+    "FeedConsumer": "coordination.feed_consumer",
     "FeedConsumerNotFound": "errors",
     "FeedFailure": "model.feeds",
     "FeedLag": "model.feeds",

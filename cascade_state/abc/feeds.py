@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cascade_state.abc.repository import DEFAULT_LIMIT, Repository, check_limit, cut, decode_position
 from cascade_state.errors import FeedConsumerNotFound, InvalidArgument, LeaseLost, UsageError
 from cascade_state.model.arguments import (
+    check_duration,
     check_instant,
     check_key,
     check_optional_key,
@@ -156,7 +157,9 @@ class Feeds(Repository, ABC):
             raise FeedConsumerNotFound(key=consumer)
         return news
 
-    async def read_batch(self, consumer: str, partition_id: int, *, limit: int = 500) -> FeedBatch | None:
+    async def read_batch(
+        self, consumer: str, partition_id: int, *, limit: int = 500, idle_timeout: timedelta | None = None
+    ) -> FeedBatch | None:
         """Returns what comes next in a partition, in one round trip; None if there is nothing to do now.
 
         That is so when nothing new is settled, when the consumer is paused, and while another unit of work has
@@ -165,6 +168,9 @@ class Feeds(Repository, ABC):
 
         Args:
             limit: How many events it has at most.
+            idle_timeout: Has the server end the unit of work, and its connection, once nothing was sent for so
+                long. So a process that is stopped in the middle gives up its hold by then. In memory it does
+                nothing: there the process is all there is.
 
         Raises:
             SerializationError: The very next event cannot be decoded. If others come before it, they are
@@ -173,8 +179,10 @@ class Feeds(Repository, ABC):
         check_key(consumer, "consumer")
         check_partition(partition_id, "partition_id", self._limits.partition_count)
         check_limit(limit)
+        if idle_timeout is not None:
+            check_duration(idle_timeout, "idle_timeout")
         with self._guard.call(writes=True):
-            return await self._read_batch(consumer, partition_id, limit)
+            return await self._read_batch(consumer, partition_id, limit, idle_timeout)
 
     async def complete(self, batch: FeedBatch) -> None:
         """Moves the checkpoint behind a batch, in the transaction of its effects.
@@ -272,7 +280,9 @@ class Feeds(Repository, ABC):
     async def _find_news(self, consumer: str, partitions: list[int]) -> FeedNews | None: ...
 
     @abstractmethod
-    async def _read_batch(self, consumer: str, partition_id: int, limit: int) -> FeedBatch | None: ...
+    async def _read_batch(
+        self, consumer: str, partition_id: int, limit: int, idle_timeout: timedelta | None
+    ) -> FeedBatch | None: ...
 
     @abstractmethod
     async def _complete(self, batch: FeedBatch) -> bool: ...

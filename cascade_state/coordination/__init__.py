@@ -5,7 +5,10 @@ Everything here works through `cascade_state.abc` and `cascade_state.model`, and
 
 from __future__ import annotations
 
+from cascade_state.coordination.backoff import Backoff
+from cascade_state.coordination.feed_consumer import FeedConsumer
+from cascade_state.coordination.feed_handling import FeedHandler
 from cascade_state.coordination.member import Member
 from cascade_state.coordination.replica_set import ReplicaSet
 
-__all__ = ["Member", "ReplicaSet"]
+__all__ = ["Backoff", "FeedConsumer", "FeedHandler", "Member", "ReplicaSet"]

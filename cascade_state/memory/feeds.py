@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 
 from cascade_state.abc.feeds import Feeds
@@ -65,7 +65,9 @@ class MemoryFeeds(Feeds):
     async def _find_news(self, consumer: str, partitions: list[int]) -> FeedNews | None:
         return await self._runner.run(_find_news, consumer, partitions)
 
-    async def _read_batch(self, consumer: str, partition_id: int, limit: int) -> FeedBatch | None:
+    async def _read_batch(
+        self, consumer: str, partition_id: int, limit: int, idle_timeout: timedelta | None
+    ) -> FeedBatch | None:
         return await self._runner.run(_read_batch, consumer, partition_id, limit)
 
     async def _complete(self, batch: FeedBatch) -> bool:

@@ -36,6 +36,9 @@ class HintBoard:
         """Tells what was committed, given as (table, key, row as it is now)."""
         hinted: dict[HintTopic, set[int]] = {"work": set(), "events": set()}
         for table, key, row in changes:
+            if table == "feed_consumers":  # resumed, perhaps: it concerns all of them
+                hinted["events"].update(range(self._mask + 1))
+                continue
             topic = _topic(table, row)
             if topic is not None:
                 hinted[topic].add(_flow_bits(table, key) & self._mask)

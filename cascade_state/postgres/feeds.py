@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from cascade_state.abc.feeds import Feeds
@@ -27,6 +27,7 @@ from cascade_state.postgres.statements import feeds as statements
 
 __all__ = ["PostgresFeeds"]
 
+_LONGEST_SETTING = (1 << 31) - 1  # in milliseconds
 _RACES = 3  # how often a consumer is removed between finding that it is there and reading it
 
 
@@ -67,6 +68,8 @@ class PostgresFeeds(Feeds):
 
     async def _resume(self, consumer: str) -> bool | None:
         records = await self._fetch(statements.RESUME, consumer)
+        for partition_id in range(self._limits.partition_count):
+            self._executor.hint(partition_id, "events")  # so that it goes on at once, wherever it runs
         return records[0]["was_paused"] if records else None
 
     async def _reset(self, consumer: str, start: FeedStart) -> bool:
@@ -107,11 +110,17 @@ class PostgresFeeds(Feeds):
             unsettled=tuple(record["partition_id"] for record in found if not record["is_settled"]),
         )
 
-    async def _read_batch(self, consumer: str, partition_id: int, limit: int) -> FeedBatch | None:
-        key = self._executor.lock_key("feed", f"{partition_id}/{consumer}")
-        records = await self._fetch(
-            statements.READ_BATCH, consumer, partition_id=partition_id, limit=limit, lock_key=key
-        )
+    async def _read_batch(
+        self, consumer: str, partition_id: int, limit: int, idle_timeout: timedelta | None
+    ) -> FeedBatch | None:
+        values = {
+            "partition_id": partition_id,
+            "limit": limit,
+            "lock_key": self._executor.lock_key("feed", f"{partition_id}/{consumer}"),
+            "setting": "idle_in_transaction_session_timeout",
+            "idle_timeout": None if idle_timeout is None else _milliseconds(idle_timeout),
+        }
+        records = await self._fetch(statements.READ_BATCH, consumer, **values)
         if not records:
             return None
         first = records[0]
@@ -159,6 +168,10 @@ class PostgresFeeds(Feeds):
             "partition_count": self._limits.partition_count,
         }
         return len(await self._executor.fetch(statements.PURGE_EVENTS, values))
+
+
+def _milliseconds(duration: timedelta) -> str:
+    return str(min(max(1, round(duration / timedelta(milliseconds=1))), _LONGEST_SETTING))
 
 
 def _consumer_from_record(record: Record) -> RegisteredConsumer:

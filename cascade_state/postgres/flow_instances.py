@@ -104,9 +104,12 @@ class PostgresFlowInstances(FlowInstances):
         return records[0]
 
     def _hint(self, plan: AdvancePlan) -> None:
-        """Tells others where a timer or a wait may have become claimable."""
+        """Tells others where a timer or a wait may have become claimable, and what was recorded."""
+        partition_id = self._executor.partition_of(plan.instance.flow_instance_id)
         if plan.schedule or plan.add_waits:
-            self._executor.hint(self._executor.partition_of(plan.instance.flow_instance_id))
+            self._executor.hint(partition_id)
+        if plan.events:
+            self._executor.hint(partition_id, "events")
 
     async def _add_many(self, plans: Sequence[AdvancePlan]) -> list[AddResult]:
         results: list[AddResult] = []
@@ -268,7 +271,11 @@ class PostgresFlowInstances(FlowInstances):
         return await transfer.export(self._executor, flow_instance_id)
 
     async def _import(self, document: ExportDocument) -> FlowInstance:
-        return await transfer.import_(self._executor, document)
+        instance = await transfer.import_(self._executor, document)
+        for flow in document.flows:
+            if flow.history:
+                self._executor.hint(self._executor.partition_of(flow.instance.flow_instance_id), "events")
+        return instance
 
 
 def _first_of_each_id(plans: Sequence[AdvancePlan]) -> tuple[list[int], set[int]]:

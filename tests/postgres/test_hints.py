@@ -19,14 +19,19 @@ class _Ear:
     def __init__(self, url: str) -> None:
         self._url = url
         self.heard: asyncio.Queue[int] = asyncio.Queue()
+        self.recorded: asyncio.Queue[int] = asyncio.Queue()
 
     async def __aenter__(self) -> "_Ear":
         self._connection = await asyncpg.connect(self._url)
-        await self._connection.add_listener(hint_channel(None), lambda *call: self.heard.put_nowait(int(call[-1])))
+        await self._connection.add_listener(hint_channel(None), self._hear)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._connection.close()
+
+    def _hear(self, *call: object) -> None:
+        payload = str(call[-1])
+        (self.heard if payload.isdigit() else self.recorded).put_nowait(int(payload.removeprefix("e")))
 
     async def next(self) -> int:
         return await asyncio.wait_for(self.heard.get(), 10)
@@ -42,6 +47,17 @@ async def test_a_committed_timer_is_hinted_with_the_partition_of_its_flow(databa
         flow = await _new_flow(store)
         await store.advance(flow, schedule=[ScheduleTimer("a", after=timedelta(hours=1))])
         assert await ear.next() == partition_of(flow.flow_instance_id, 256)
+
+
+async def test_recorded_events_are_hinted_apart_from_work(database_url: str) -> None:
+    async with _Ear(database_url) as ear, open_store(database_url) as store:
+        flow = await store.advance(await _new_flow(store))
+        assert await asyncio.wait_for(ear.recorded.get(), 10) == partition_of(flow.flow_instance_id, 256)
+        await store.component_states.put(flow.flow_instance_id, "a", 1)  # records nothing
+        await store.advance(flow.complete_step("a"))
+        assert await asyncio.wait_for(ear.recorded.get(), 10) == partition_of(flow.flow_instance_id, 256)
+        assert ear.recorded.empty()
+        assert ear.heard.empty()
 
 
 async def test_a_unit_of_work_hints_only_when_it_commits(database_url: str) -> None:

@@ -284,7 +284,12 @@ def _find_news() -> Select[Any]:
 
 def _read_batch() -> Select[Any]:
     # In a subquery, because a volatile function in a condition may be called for any row, or for none.
-    held = select(func.pg_try_advisory_xact_lock(param("lock_key", BIGINT)).label("is_held")).subquery("hand")
+    idle_timeout = param("idle_timeout", TEXT)
+    limited = func.set_config(param("setting", TEXT), idle_timeout, literal_column("true"))
+    held = select(
+        func.pg_try_advisory_xact_lock(param("lock_key", BIGINT)).label("is_held"),
+        case((idle_timeout.is_not(None), limited)).label("limited"),
+    ).subquery("hand")
     feed = _behind_checkpoint(*event_columns())
     events = feed.where(IS_SETTLED).limit(unforeseen(param("limit", BIGINT))).lateral("events")
     return (

@@ -68,6 +68,7 @@ _USABLE: dict[str, Any] = {
     "flow_instance_id": _FLOW.flow_instance_id,
     "force": False,
     "holder": "worker-1",
+    "idle_timeout": None,
     "idempotency_key": None,
     "instance": _FLOW,
     "instances": [],
