@@ -84,6 +84,7 @@ docs: venv ## Build the documentation into site/
 
 bench: venv ## Measure against bare asyncpg and a plain ORM unit of work (BENCH_ARGS="--quick --only get")
 	$(call when,benchmarks/__main__.py,$(PY) -m benchmarks $(BENCH_ARGS))
+	$(call when,benchmarks/databases/__main__.py,$(PY) -m benchmarks.databases $(filter --quick --json,$(BENCH_ARGS)))
 
 matrix: venv ## Test on the other Pythons found here, PostgreSQL 16 and SQLAlchemy 2.0
 	$(PY) -m scripts.matrix $(SQLALCHEMY20) -- $(PYTEST)

@@ -183,7 +183,14 @@ class DatabasePool:
             self._may_be_ready = asyncio.Event()
             self._session = await scope.enter_async_context(shared_session(self._server))
             await scope.enter_async_context(self._session.pool_of(self.template))
-            self._keeper = Keeper(self._session, self._options, self._counters, lambda: self._waiting, self._report)
+            self._keeper = Keeper(
+                session=self._session,
+                options=self._options,
+                counters=self._counters,
+                waiting=lambda: self._waiting,
+                is_ready=self._may_be_ready.set,
+                report=self._report,
+            )
             self._session.listeners.add(self._notified)
             scope.callback(self._session.listeners.discard, self._notified)
             self._keeping = asyncio.ensure_future(self._keeper.run())

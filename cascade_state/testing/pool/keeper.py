@@ -87,6 +87,8 @@ class Keeper:
     options: PoolOptions
     counters: Counters
     waiting: Callable[[], int]
+    is_ready: Callable[[], None]
+    """Told when a database has become ready; the notification says so too, a little later."""
     report: Callable[[Exception], None]
     """Told what made a copy fail for good; it is for whoever waits."""
     trouble: str = ""
@@ -153,16 +155,19 @@ class Keeper:
             self._has_failed = False
         try:
             async with self.session.worker() as connection:
-                if self._is_time_to_recover():
-                    await self._recover(connection)
                 jobs = await self._plan(connection, is_wanted)
+            self._start_makers(jobs)
+            if self._is_time_to_recover():
+                async with self.session.worker() as connection:
+                    if await self._recover(connection):
+                        self.wake()
         except ServerUnavailable as exc:  # whoever waits finds out by itself
             _logger.warning("pool of %s: %s", self.options.template, exc)
             await asyncio.sleep(_WAITED_FOR_SECONDS)
-            return
         except Exception as exc:
             self._fail(as_ours(exc))
-            return
+
+    def _start_makers(self, jobs: int) -> None:
         if self._has_failed:
             return  # until somebody asks again
         for _ in range(min(jobs, _PARALLEL) - len(self._makers)):
@@ -178,54 +183,64 @@ class Keeper:
         self._recovered_at = now
         return True
 
-    async def _recover(self, connection: Connection) -> None:
-        """Settles what became of databases whose holders are gone, or that are gone themselves."""
+    async def _recover(self, connection: Connection) -> bool:
+        """Settles what became of databases whose holders are gone, or that are gone themselves; says if any was."""
+        template = self.options.template
         await connection.fetch(upkeep.MARK_MISSING)
-        for row in await connection.fetch(upkeep.RECOVER_GONE, GRACE):
+        gone = await connection.fetch(upkeep.RECOVER_GONE, GRACE)
+        for row in gone:
             self.counters.recovered += 1
             _logger.info("database %s: its holder is gone", row["database"])
         await connection.fetch(upkeep.FORGET_GONE, GRACE)
-        await connection.fetch(upkeep.MARK_STALE, self.options.template)
-        await connection.fetch(upkeep.NOTE_CONNECTED, self.options.template)
+        stale = await connection.fetch(upkeep.MARK_STALE, template)
+        await connection.fetch(upkeep.NOTE_CONNECTED, template)
+        return bool(gone or stale)
 
     async def _plan(self, connection: Connection, is_wanted: bool) -> int:
         """Decides how many databases there should be; returns how many jobs are open."""
         options = self.options
         counts = await self._count(connection)
+        jobs = int(counts["open_jobs"])
         short = options.initial_size + self.waiting() - counts["ready"] - counts["coming"]
         if short > 0 and counts["total"] < options.max_size:
-            counts = await self._grow(connection, is_wanted)
+            if options.max_databases is None:
+                jobs += await self._grow(connection, short)
+            else:
+                jobs += await self._grow_within_budget(connection, is_wanted, options.max_databases)
         elif short < 0 and not is_wanted:
             await connection.fetch(upkeep.SHRINK, options.template, options.initial_size, options.shrink_after)
-        if self.waiting() and not counts["ready"] and counts["coming"] < self.waiting():
-            counts = await self._reclaim(connection, self.waiting() - counts["coming"]) or counts
-        return int(counts["open_jobs"])
+        if not jobs and self.waiting() and not counts["ready"] and counts["coming"] < self.waiting():
+            jobs += await self._reclaim(connection, self.waiting() - counts["coming"])
+        return jobs
 
-    async def _grow(self, connection: Connection, is_wanted: bool) -> Any:
+    async def _grow(self, connection: Connection, count: int) -> int:
+        options = self.options
+        numbers = list(range(options.max_size + _PROBED_NAMES))
+        names = [database_name(options.name_prefix, number) for number in numbers]
+        return len(await connection.fetch(upkeep.GROW, options.template, numbers, names, count, options.max_size))
+
+    async def _grow_within_budget(self, connection: Connection, is_wanted: bool, max_databases: int) -> int:
+        """Takes up what is left of the budget; when it is not enough, idle templates are to lose some of theirs."""
         options = self.options
         async with connection.transaction():
             await connection.fetchval(upkeep.ONE_AT_A_TIME)
             counts = await self._count(connection)
             wanted = options.initial_size + self.waiting() - counts["ready"] - counts["coming"]
             wanted = min(wanted, options.max_size - counts["total"])
-            if options.max_databases is not None:
-                room = options.max_databases - counts["everywhere"]
-                if is_wanted and room + counts["doomed"] < wanted:
-                    await connection.fetch(upkeep.EVICT, options.template, wanted - room - counts["doomed"])
-                wanted = min(wanted, room)
-            if wanted > 0:
-                numbers = list(range(options.max_size + _PROBED_NAMES))
-                names = [database_name(options.name_prefix, number) for number in numbers]
-                await connection.fetch(upkeep.GROW, options.template, numbers, names, wanted)
-            return await self._count(connection)
+            room = max_databases - counts["everywhere"]
+            missing = wanted - room - counts["doomed"]
+            evicted = []
+            if is_wanted and missing > 0:
+                evicted = await connection.fetch(upkeep.EVICT, options.template, missing)
+            return len(evicted) + (await self._grow(connection, min(wanted, room)) if min(wanted, room) > 0 else 0)
 
-    async def _reclaim(self, connection: Connection, count: int) -> Any:
+    async def _reclaim(self, connection: Connection, count: int) -> int:
         options = self.options
         rows = await connection.fetch(
             upkeep.RECLAIM, options.template, count, options.reclaim_after, options.unclaimed_after
         )
         self.counters.recovered += len(rows)
-        return await self._count(connection) if rows else None
+        return len(rows)
 
     async def _count(self, connection: Connection) -> Any:
         return await connection.fetchrow(upkeep.COUNTS, self.options.template)
@@ -279,26 +294,30 @@ class Keeper:
             await connection.fetch(upkeep.VANISH, *key)
             self.wake()  # there is room for others now
             return
+        is_retried = False
         for pause in (*_RETRY_SECONDS, None):
             try:
-                await self._copy(connection, job)
+                await self._copy(connection, job, is_retried=is_retried)
                 break
             except DatabaseAlreadyExists as exc:  # finished meanwhile, by the server, for a maker that was killed
                 self.trouble = str(exc)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
+            is_retried = True
         self.trouble = ""
         self.counters.copies_made += 1
         await connection.fetch(upkeep.FINISH, *key, job["template_oid"])
+        self.is_ready()
 
-    async def _copy(self, connection: Connection, job: Any) -> None:
+    async def _copy(self, connection: Connection, job: Any, *, is_retried: bool) -> None:
         template = job["template"]
         if job["template_oid"] is None:
             raise DatabaseNotFound(database=template)
         if job["is_template_in_use"]:
             await self._await_template(connection, template)
-        await self._drop(connection, job)
+        if job["is_there"] or is_retried:
+            await self._drop(connection, job)
         owner = f"OWNER {quoted(self.options.owner)}" if self.options.owner else ""
         strategy = self.session.server.copy_strategy
         with translated(template):

@@ -58,6 +58,7 @@ UPDATE slots s SET state = 'recycling', may_disconnect = false, changed_at = clo
 WHERE s.template = $1 AND s.state = 'ready'
   AND (s.template_oid IS DISTINCT FROM (SELECT oid FROM pg_database WHERE datname = $1)
        OR NOT EXISTS (SELECT FROM pg_database d WHERE d.datname = s.database))
+RETURNING s.database
 """
 
 # An open job is one that somebody could do now; `coming` is what is being made or is an open job. $1 template.
@@ -80,10 +81,12 @@ FROM (
 ) AS slot
 """
 
-# Taken by whoever changes how many there are; ends with the transaction.
+# Taken by whoever takes up what is left of the server's budget; ends with the transaction.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('cascade_state pools grow', 0))"
 
-# The smallest numbers whose names nobody has. $1 template, $2 numbers, $3 their names, $4 how many.
+# The smallest numbers whose names nobody has. Whoever grows the same pool at the same moment wants the same numbers,
+# and gets what is left of them: so no lock is needed to stay within max_size. $1 template, $2 numbers, $3 their names,
+# $4 how many, $5 max_size.
 GROW = """
 INSERT INTO slots (template, number, database, state)
 SELECT $1, wanted.number, wanted.database, 'recycling'
@@ -92,7 +95,9 @@ WHERE NOT EXISTS (SELECT FROM slots s WHERE s.template = $1 AND s.number = wante
   AND NOT EXISTS (SELECT FROM slots s WHERE s.database = wanted.database)
   AND NOT EXISTS (SELECT FROM pg_database d WHERE d.datname = wanted.database)
 ORDER BY wanted.number
-LIMIT $4
+LIMIT greatest(0, least($4::bigint, $5::bigint - (SELECT count(*) FROM slots WHERE template = $1 AND NOT is_doomed)))
+ON CONFLICT DO NOTHING
+RETURNING number
 """
 
 # Of templates none of whose databases is leased, the one first whose last use is longest ago. $1 template that
@@ -205,6 +210,7 @@ UPDATE slots s SET holder = $2
 FROM chosen WHERE s.template = chosen.template AND s.number = chosen.number
 RETURNING s.template, s.number, s.database, s.generation, s.may_disconnect, s.is_doomed,
           (SELECT oid FROM pg_database WHERE datname = s.template) AS template_oid,
+          EXISTS (SELECT FROM pg_database d WHERE d.datname = s.database) AS is_there,
           EXISTS (SELECT FROM users u WHERE u.database = s.template) AS is_template_in_use
 """
 

@@ -1,0 +1,120 @@
+"""`make bench`, second part: what a database of its own costs a test."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from benchmarks.databases.copies import measure_copies, measure_hand_out
+from benchmarks.databases.pytest_postgresql import PytestPostgresql
+from benchmarks.databases.report import as_markdown
+from benchmarks.databases.session_start import measure_session_starts
+from benchmarks.databases.ways import TEMPLATE, build_template, opened_ways
+from benchmarks.report import machine
+from cascade_state.testing import PostgresServer
+
+_PAUSES = (0.0, 0.03)  # seconds that a test works besides
+
+
+def main() -> int:
+    """Parses the command line and measures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.databases", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the tests; the figures are rougher")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
+    arguments = parser.parse_args()
+    document = asyncio.run(_run(quick=arguments.quick))
+    text = json.dumps(document, indent=1)
+    if arguments.output is not None:
+        arguments.output.write_text(f"{text}\n")
+    print(text if arguments.json else as_markdown(document))
+    return 0
+
+
+async def _run(*, quick: bool) -> dict[str, Any]:
+    tests, rounds = (50, 1) if quick else (1000, 5)
+    with PostgresServer.embedded() as server:
+        await server.ensure_template_exists(TEMPLATE, build_template)
+        _say("copies")
+        copies = await measure_copies(server, 5 if quick else 40)
+        _say("hand-out")
+        hand_out = await measure_hand_out(server, tests // 2, _PAUSES[-1])
+        _say("session starts")
+        starts = await asyncio.to_thread(measure_session_starts, server, 1 if quick else 5)
+        suites, missing = await _suites(server, tests, rounds)
+        about = machine(await _version(server.url))
+    return {
+        "machine": about,
+        "tests": tests,
+        "copies": {name: _milliseconds(seconds) for name, seconds in copies.items()},
+        "hand_out": {name: _milliseconds(seconds) for name, seconds in hand_out.items()},
+        "session_starts": {name: _milliseconds(seconds) for name, seconds in starts.items()},
+        "suites": suites,
+        "missing": missing,
+    }
+
+
+async def _suites(server: PostgresServer, tests: int, rounds: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Returns what a test costs in milliseconds, its own work taken off, by way and by how long it works."""
+    costs: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        other = PytestPostgresql(server, Path(directory))
+        async with opened_ways(server) as ways:
+            for pause in _PAUSES:
+                for number in range(rounds):
+                    for way in ways:
+                        _say(f"tests of {pause * 1e3:.0f} ms, round {number + 1} of {rounds}: {way.name}")
+                        count = max(2, round(tests * way.share / rounds))
+                        start = time.perf_counter()
+                        for _ in range(count):
+                            await way.run(pause)
+                        taken = (time.perf_counter() - start) / count - pause
+                        _note(costs, way.name, pause, taken)
+                    if other.problem is None:
+                        seconds = await asyncio.to_thread(other.run, max(2, round(tests * 0.2 / rounds)), pause)
+                        _note(costs, "pytest-postgresql", pause, statistics.mean(seconds) - pause)
+    missing = {"pytest-postgresql": other.problem} if other.problem is not None else {}
+    return {
+        name: {pause: round(statistics.median(rounds_of), 3) for pause, rounds_of in by_pause.items()}
+        for name, by_pause in costs.items()
+    }, missing
+
+
+def _note(costs: dict[str, dict[str, list[float]]], name: str, pause: float, seconds: float) -> None:
+    costs.setdefault(name, {}).setdefault(f"{pause * 1e3:.0f}", []).append(seconds * 1e3)
+
+
+def _milliseconds(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(one * 1e3 for one in seconds)
+    return {
+        "p50": round(statistics.median(ordered), 3),
+        "p95": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))], 3),
+        "min": round(ordered[0], 3),
+        "max": round(ordered[-1], 3),
+        "count": len(ordered),
+    }
+
+
+async def _version(url: str) -> str:
+    connection = await asyncpg.connect(url)
+    try:
+        return str(await connection.fetchval("SHOW server_version"))
+    finally:
+        await connection.close()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

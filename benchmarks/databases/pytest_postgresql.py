@@ -1,0 +1,101 @@
+"""The same test under pytest-postgresql: in an environment of its own, for it is no dependency of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from benchmarks.databases.ways import NOTE
+from cascade_state.postgres.schema import dump_schema
+from cascade_state.testing import PostgresServer
+
+__all__ = ["PytestPostgresql"]
+
+_REQUIREMENTS = ("pytest-postgresql==10.0.0", "psycopg[binary]>=3.2", "pytest>=8.4")
+_ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venvs" / "pytest-postgresql"
+
+_CONFTEST = """
+import json, time
+from pathlib import Path
+from pytest_postgresql import factories
+
+server = factories.postgresql_noproc(
+    host={host!r}, port={port}, user={user!r}, password="", dbname="bench_pp", load=[Path({schema!r})]
+)
+postgresql = factories.postgresql("server")
+marks = []
+
+def pytest_runtest_logstart(nodeid, location):
+    marks.append(time.perf_counter())
+
+def pytest_sessionfinish():
+    marks.append(time.perf_counter())
+    Path({result!r}).write_text(json.dumps([after - before for before, after in zip(marks, marks[1:])]))
+"""
+
+_TESTS = """
+import time
+import pytest
+
+@pytest.mark.parametrize("number", range({count}))
+def test_one(postgresql, number):
+    with postgresql.cursor() as cursor:
+        cursor.execute("INSERT INTO note (text) VALUES ('one')")
+        cursor.execute("SELECT count(*) FROM note")
+        assert cursor.fetchone() == (1,)
+    postgresql.commit()
+    time.sleep({pause})
+"""
+
+
+class PytestPostgresql:
+    """Runs its tests against a server that is there; `problem` tells why it cannot."""
+
+    def __init__(self, server: PostgresServer, directory: Path) -> None:
+        self._server = server
+        self._directory = directory
+        self.problem = self._install()
+        self._schema = directory / "schema.sql"
+        self._schema.write_text(f"{dump_schema()}\n{NOTE};\n")
+
+    def run(self, count: int, pause: float) -> list[float]:
+        """Returns the seconds of each test with its set-up and tear-down, without the first, which makes a template."""
+        parts = urlsplit(self._server.url)
+        query = parse_qs(parts.query)
+        result = self._directory / "result.json"
+        conftest = _CONFTEST.format(
+            host=query.get("host", [parts.hostname or "localhost"])[0],
+            port=query.get("port", [str(parts.port or 5432)])[0],
+            user=parts.username,
+            schema=str(self._schema),
+            result=str(result),
+        )
+        (self._directory / "conftest.py").write_text(conftest)
+        (self._directory / "test_it.py").write_text(_TESTS.format(count=count + 1, pause=pause))
+        done = subprocess.run(
+            [str(_ENVIRONMENT / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"],
+            cwd=self._directory,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        seconds: list[float] = json.loads(result.read_text())
+        return seconds[1:]
+
+    def _install(self) -> str | None:
+        python = _ENVIRONMENT / "bin" / "python"
+        if not python.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(_ENVIRONMENT)], check=True, timeout=120)
+        done = subprocess.run(
+            [str(python), "-m", "pip", "-qq", "--disable-pip-version-check", "install", *_REQUIREMENTS],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return None if done.returncode == 0 else "it could not be installed"
