@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from cascade_state.abc.repository import DEFAULT_LIMIT, Repository, check_limit, cut, decode_position
 from cascade_state.model.advance import HeldDelivery, held_delivery
-from cascade_state.model.arguments import check_duration, check_key, check_text, check_uuid
+from cascade_state.model.arguments import check_duration, check_key, check_partitions, check_text, check_uuid
 from cascade_state.model.correlations import Correlation, DeadLetter, Delivery, PublishMode
 from cascade_state.model.lists import CursorList
 from cascade_state.model.publishing import PlannedPublication, plan_publication, plan_republication
@@ -93,27 +93,63 @@ class Correlations(Repository, ABC):
             return await self._cancel(flow_instance_id, step_id)
 
     async def claim_delivered(
-        self, holder: str, *, limit: int = DEFAULT_LIMIT, lease_duration: timedelta
+        self,
+        holder: str,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        lease_duration: timedelta,
+        partitions: Collection[int] | None = None,
     ) -> list[Delivery]:
         """Claims deliveries that nobody holds, oldest first, and returns them with their leases.
+
+        The age of a delivery counts from when it was made, or to be tried again.
 
         Waits that have expired become deliveries with `timed_out`, and kept events that have expired become
         dead letters, in this call. Neither sees nor waits for deliveries that another open unit of work
         holds. Counts as an attempt; a delivery with no attempt left becomes a dead letter instead of being
         claimed.
+
+        Args:
+            partitions: Claims deliveries to flows in these partitions only. Where there are more than `limit`,
+                each partition's oldest come first, and which partition does is not promised. None: all.
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
+        chosen = check_partitions(partitions)
         with self._guard.call(writes=True):
-            return await self._claim_delivered(holder, check_limit(limit), lease_duration)
+            if chosen is not None and not chosen:
+                return []
+            return await self._claim_delivered(holder, check_limit(limit), lease_duration, chosen)
 
-    async def renew(self, deliveries: Iterable[Delivery], lease_duration: timedelta) -> list[Delivery]:
-        """Extends leases to now + `lease_duration`; returns the deliveries it renewed. What is missing was lost."""
+    async def next_delivery_at(self, *, partitions: Collection[int] | None = None) -> datetime | None:
+        """Returns when the next delivery becomes claimable; None: there is none, and nobody waits with a time limit.
+
+        It lies in the past when one can be claimed now; else it is the end of a lease, the instant of a retry, or
+        when a wait expires.
+
+        Args:
+            partitions: Looks at deliveries to flows in these partitions only; None: at all.
+        """
+        chosen = check_partitions(partitions)
+        with self._guard.call(writes=False):
+            if chosen is not None and not chosen:
+                return None
+            return await self._next_delivery_at(chosen)
+
+    async def renew(
+        self, deliveries: Iterable[Delivery], lease_duration: timedelta, *, skip_locked: bool = False
+    ) -> list[Delivery]:
+        """Extends leases to now + `lease_duration`; returns the deliveries that it renewed. What is missing was lost.
+
+        Args:
+            skip_locked: Does not wait for deliveries that another transaction holds, but returns them as they are:
+                while it is open nobody can take them.
+        """
         items = tuple(deliveries)
         held = tuple(map(held_delivery, items))
         check_duration(lease_duration, "lease_duration")
         with self._guard.call(writes=True):
-            return await self._renew(items, held, lease_duration)
+            return await self._renew(items, held, lease_duration, skip_locked)
 
     async def complete(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledges claimed deliveries, all or nothing. Usually `advance(…, completes=[delivery])` does it.
@@ -190,11 +226,20 @@ class Correlations(Repository, ABC):
     async def _cancel(self, flow_instance_id: UUID, step_id: str) -> bool: ...
 
     @abstractmethod
-    async def _claim_delivered(self, holder: str, limit: int, lease_duration: timedelta) -> list[Delivery]: ...
+    async def _claim_delivered(
+        self, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
+    ) -> list[Delivery]: ...
+
+    @abstractmethod
+    async def _next_delivery_at(self, partitions: frozenset[int] | None) -> datetime | None: ...
 
     @abstractmethod
     async def _renew(
-        self, deliveries: Sequence[Delivery], held: Sequence[HeldDelivery], lease_duration: timedelta
+        self,
+        deliveries: Sequence[Delivery],
+        held: Sequence[HeldDelivery],
+        lease_duration: timedelta,
+        skip_locked: bool,
     ) -> list[Delivery]: ...
 
     @abstractmethod

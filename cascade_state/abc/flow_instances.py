@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -18,7 +18,7 @@ from cascade_state.errors import (
     SerializationError,
 )
 from cascade_state.model.advance import AdvancePlan, plan_advance
-from cascade_state.model.arguments import check_duration, check_instant, check_key, check_uuid
+from cascade_state.model.arguments import check_duration, check_instant, check_key, check_partitions, check_uuid
 from cascade_state.model.events import FlowEvent
 from cascade_state.model.export import ExportDocument, check_export
 from cascade_state.model.filters import FlowInstanceFilter, check_statuses
@@ -195,24 +195,41 @@ class FlowInstances(Repository, ABC):
         filter: FlowInstanceFilter | None = None,
         limit: int = DEFAULT_LIMIT,
         lease_duration: timedelta,
+        partitions: Collection[int] | None = None,
+        orphans: bool = False,
     ) -> list[FlowInstance]:
         """Claims flows that have not ended and are held by nobody (no lease, or an expired one), oldest first.
 
         Each returned instance has its `lease`; pass it to `advance(…, lease=flow.lease)`. Neither sees nor
         waits for rows of another open unit of work. Does not change `version`.
+
+        Args:
+            partitions: Claims flows in these partitions only. Where there are more than `limit`, each partition's
+                oldest come first, and which partition does is not promised. None: all.
+            orphans: Claims only flows whose lease has expired: their holder vanished in the middle of its work.
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
+        places = check_partitions(partitions)
         chosen = (filter or FlowInstanceFilter()).checked()
         with self._guard.call(writes=True):
-            return await self._claim(holder, chosen, check_limit(limit), lease_duration)
+            if places is not None and not places:
+                return []
+            return await self._claim(holder, chosen, check_limit(limit), lease_duration, places, orphans)
 
-    async def renew(self, instances: Iterable[FlowInstance], lease_duration: timedelta) -> list[FlowInstance]:
-        """Extends leases to now + `lease_duration`; returns the instances that it renewed. What is missing was lost."""
+    async def renew(
+        self, instances: Iterable[FlowInstance], lease_duration: timedelta, *, skip_locked: bool = False
+    ) -> list[FlowInstance]:
+        """Extends leases to now + `lease_duration`; returns the instances that it renewed. What is missing was lost.
+
+        Args:
+            skip_locked: Does not wait for instances that another transaction holds, but returns them as they are:
+                while it is open nobody can take them.
+        """
         items = _held(instances)
         check_duration(lease_duration, "lease_duration")
         with self._guard.call(writes=True):
-            return await self._renew(items, lease_duration)
+            return await self._renew(items, lease_duration, skip_locked)
 
     async def release(self, instances: Iterable[FlowInstance]) -> None:
         """Gives claimed flows back, all or nothing.
@@ -326,10 +343,14 @@ class FlowInstances(Repository, ABC):
         filter: FlowInstanceFilter,
         limit: int,
         lease_duration: timedelta,
+        partitions: frozenset[int] | None,
+        orphans: bool,
     ) -> list[FlowInstance]: ...
 
     @abstractmethod
-    async def _renew(self, instances: Sequence[FlowInstance], lease_duration: timedelta) -> list[FlowInstance]: ...
+    async def _renew(
+        self, instances: Sequence[FlowInstance], lease_duration: timedelta, skip_locked: bool
+    ) -> list[FlowInstance]: ...
 
     @abstractmethod
     async def _release(self, instances: Sequence[FlowInstance]) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from cascade_state.model.arguments import (
     check_instant,
     check_key,
     check_optional_key,
+    check_partitions,
     check_text,
     check_uuid,
 )
@@ -106,24 +107,45 @@ class Timers(Repository, ABC):
             raise TimerNotFound(key=timer_id)
         return timer
 
-    async def claim_due(self, holder: str, *, limit: int = DEFAULT_LIMIT, lease_duration: timedelta) -> list[Timer]:
+    async def claim_due(
+        self,
+        holder: str,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        lease_duration: timedelta,
+        partitions: Collection[int] | None = None,
+    ) -> list[Timer]:
         """Claims due timers, earliest first, and returns them with their leases.
 
         Neither sees nor waits for timers that another open unit of work holds (C-42). Counts as an attempt; a
         timer with no attempt left becomes DEAD instead of being claimed.
+
+        Args:
+            partitions: Claims timers of flows in these partitions only. Where more are due than `limit`, each
+                partition's earliest come first, and which partition does is not promised. None: all.
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
+        chosen = check_partitions(partitions)
         with self._guard.call(writes=True):
-            return await self._claim_due(holder, check_limit(limit), lease_duration)
+            if chosen is not None and not chosen:
+                return []
+            return await self._claim_due(holder, check_limit(limit), lease_duration, chosen)
 
-    async def renew(self, timers: Iterable[Timer], lease_duration: timedelta) -> list[Timer]:
-        """Extends leases to now + `lease_duration`; returns the timers that it renewed. What is missing was lost."""
+    async def renew(
+        self, timers: Iterable[Timer], lease_duration: timedelta, *, skip_locked: bool = False
+    ) -> list[Timer]:
+        """Extends leases to now + `lease_duration`; returns the timers that it renewed. What is missing was lost.
+
+        Args:
+            skip_locked: Does not wait for timers that another transaction holds, but returns them as they are:
+                while it is open nobody can take them.
+        """
         items = tuple(timers)
         held = tuple(map(held_timer, items))
         check_duration(lease_duration, "lease_duration")
         with self._guard.call(writes=True):
-            return await self._renew(items, held, lease_duration)
+            return await self._renew(items, held, lease_duration, skip_locked)
 
     async def complete(self, timers: Iterable[Timer]) -> None:
         """Removes claimed timers, all or nothing. Inside the unit of work of their effect they fire exactly once.
@@ -168,10 +190,17 @@ class Timers(Repository, ABC):
         with self._guard.call(writes=True):
             await self._release(held)
 
-    async def next_due_at(self) -> datetime | None:
-        """Returns when the next timer becomes claimable: its due time, or the end of its lease; None: there is none."""
+    async def next_due_at(self, *, partitions: Collection[int] | None = None) -> datetime | None:
+        """Returns when the next timer becomes claimable: its due time, or the end of its lease; None: there is none.
+
+        Args:
+            partitions: Looks at timers of flows in these partitions only; None: at all.
+        """
+        chosen = check_partitions(partitions)
         with self._guard.call(writes=False):
-            return await self._next_due_at()
+            if chosen is not None and not chosen:
+                return None
+            return await self._next_due_at(chosen)
 
     async def list_for_instance(
         self, flow_instance_id: UUID, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None
@@ -217,11 +246,13 @@ class Timers(Repository, ABC):
     async def _reschedule(self, timer_id: UUID, due_at: datetime) -> Timer | None: ...
 
     @abstractmethod
-    async def _claim_due(self, holder: str, limit: int, lease_duration: timedelta) -> list[Timer]: ...
+    async def _claim_due(
+        self, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
+    ) -> list[Timer]: ...
 
     @abstractmethod
     async def _renew(
-        self, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta
+        self, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta, skip_locked: bool
     ) -> list[Timer]: ...
 
     @abstractmethod
@@ -237,7 +268,7 @@ class Timers(Repository, ABC):
     async def _release(self, held: Sequence[HeldTimer]) -> None: ...
 
     @abstractmethod
-    async def _next_due_at(self) -> datetime | None: ...
+    async def _next_due_at(self, partitions: frozenset[int] | None) -> datetime | None: ...
 
     @abstractmethod
     async def _list_for_instance(

@@ -11,7 +11,7 @@ from uuid import UUID
 from cascade_state.abc.correlations import Correlations
 from cascade_state.abc.guards import Guard
 from cascade_state.memory.decoding import correlation_of, delivery_of, lease_of
-from cascade_state.memory.delivering import bury, claim_deliveries, freed
+from cascade_state.memory.delivering import bury, claim_deliveries, freed, next_delivery_at
 from cascade_state.memory.matching import DEAD, KEPT, SEEN, deliver_broadcast, match_key
 from cascade_state.memory.rows import EventRow, WaitRow
 from cascade_state.memory.runners import Runner
@@ -39,13 +39,23 @@ class MemoryCorrelations(Correlations):
     async def _cancel(self, flow_instance_id: UUID, step_id: str) -> bool:
         return await self._runner.run(_cancel, flow_instance_id, step_id)
 
-    async def _claim_delivered(self, holder: str, limit: int, lease_duration: timedelta) -> list[Delivery]:
-        return await self._runner.run(claim_deliveries, holder, limit, lease_duration, self._limits.max_attempts)
+    async def _claim_delivered(
+        self, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
+    ) -> list[Delivery]:
+        attempts = self._limits.max_attempts
+        return await self._runner.run(claim_deliveries, holder, limit, lease_duration, attempts, partitions)
+
+    async def _next_delivery_at(self, partitions: frozenset[int] | None) -> datetime | None:
+        return await self._runner.run(next_delivery_at, partitions)
 
     async def _renew(
-        self, deliveries: Sequence[Delivery], held: Sequence[HeldDelivery], lease_duration: timedelta
+        self,
+        deliveries: Sequence[Delivery],
+        held: Sequence[HeldDelivery],
+        lease_duration: timedelta,
+        skip_locked: bool,
     ) -> list[Delivery]:
-        return await self._runner.run(_renew, deliveries, held, lease_duration)
+        return await self._runner.run(_renew, deliveries, held, lease_duration, skip_locked)
 
     async def _complete(self, held: Sequence[HeldDelivery]) -> None:
         await self._runner.run(_complete, held)
@@ -110,7 +120,11 @@ def _cancel(view: View, flow_instance_id: UUID, step_id: str) -> bool:
 
 
 def _renew(
-    view: View, deliveries: Sequence[Delivery], held: Sequence[HeldDelivery], lease_duration: timedelta
+    view: View,
+    deliveries: Sequence[Delivery],
+    held: Sequence[HeldDelivery],
+    lease_duration: timedelta,
+    skip_locked: bool,
 ) -> list[Delivery]:
     expires_at = view.now() + lease_duration
     renewed = []
@@ -118,6 +132,9 @@ def _renew(
         key = (item.correlation_key, item.flow_instance_id.int, item.step_id)
         row = view.correlations.get(key)
         if row is None or row.lease_token != item.token or row.lease_holder is None:
+            continue
+        if skip_locked and not view.is_free("correlations", key):
+            renewed.append(delivery)
             continue
         view.lock("correlations", key)
         row = row._replace(lease_expires_at=expires_at)

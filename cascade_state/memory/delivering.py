@@ -6,30 +6,35 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from cascade_state.memory.decoding import delivery_of
-from cascade_state.memory.indexes import FREE
+from cascade_state.memory.indexes import BUSY, FREE
 from cascade_state.memory.matching import DEAD, SEEN, match_key
 from cascade_state.memory.rows import EventRow, WaitRow
 from cascade_state.memory.schema import wait_key
 from cascade_state.memory.transaction import View
 from cascade_state.model.correlations import Delivery
 
-__all__ = ["bury", "claim_deliveries", "freed"]
+__all__ = ["bury", "claim_deliveries", "freed", "next_delivery_at"]
 
 _WORN_OUT = "worn out"
 
 
 def claim_deliveries(
-    view: View, holder: str, limit: int, lease_duration: timedelta, max_attempts: int
+    view: View,
+    holder: str,
+    limit: int,
+    lease_duration: timedelta,
+    max_attempts: int,
+    partitions: frozenset[int] | None,
 ) -> list[Delivery]:
     """Claims free deliveries, oldest first, after everything that has expired or worn out got its due."""
     now = view.now()
     _time_out(view, now)
     _expire_events(view, now)
-    while worn_out := _worn_out(view, now, limit, max_attempts):
+    while worn_out := _worn_out(view, now, limit, max_attempts, partitions):
         for row in worn_out:
             bury(view, row, row.last_error or _WORN_OUT, now)
     chosen: list[WaitRow] = []
-    for row in _free(view, now):
+    for row in _free(view, now, partitions):
         if len(chosen) == limit:
             break
         if row.attempts < max_attempts:
@@ -37,19 +42,48 @@ def claim_deliveries(
     return [_claimed(view, row, holder, now + lease_duration) for row in chosen]
 
 
-def _free(view: View, now: datetime) -> Iterator[WaitRow]:
+def next_delivery_at(view: View, partitions: frozenset[int] | None) -> datetime | None:
+    """Returns when the next delivery becomes claimable, or the next wait expires."""
+    now = view.now()
+    candidates = []
+    for row in view.correlations.select("claimable", FREE, now=now):
+        if view.is_in(row.flow_instance_id.int, partitions):
+            candidates.append(_claimable_at(row))
+            if candidates[-1] <= now:
+                break
+    for held in view.correlations.select("claimable", BUSY):
+        if view.is_in(held.flow_instance_id.int, partitions):
+            candidates.append(_claimable_at(held))
+            break
+    for waiting in view.correlations.select("expiring"):
+        if view.is_in(waiting.flow_instance_id.int, partitions) and waiting.expires_at is not None:
+            candidates.append(waiting.expires_at)
+            break
+    return min(candidates, default=None)
+
+
+def _claimable_at(row: WaitRow) -> datetime:
+    assert row.delivered_at is not None  # noqa: S101 - it is a delivery
+    return row.lease_expires_at or row.available_at or row.delivered_at
+
+
+def _free(view: View, now: datetime, partitions: frozenset[int] | None) -> Iterator[WaitRow]:
     """Yields the deliveries that nobody holds, in order, without those of other open units of work."""
     for row in view.correlations.select("claimable", FREE, now=now):
         held_until = row.lease_expires_at or row.available_at
+        if not view.is_in(row.flow_instance_id.int, partitions):
+            continue
         if (held_until is None or held_until <= now) and view.is_free("correlations", wait_key(row)):
             yield row
 
 
-def _worn_out(view: View, now: datetime, limit: int, max_attempts: int) -> list[WaitRow]:
+def _worn_out(
+    view: View, now: datetime, limit: int, max_attempts: int, partitions: frozenset[int] | None
+) -> list[WaitRow]:
     """Returns the deliveries without an attempt left among those that a claim would look at."""
     worn_out = []
     usable = 0
-    for row in _free(view, now):
+    for row in _free(view, now, partitions):
         if row.attempts < max_attempts:
             usable += 1
             if usable == limit:

@@ -79,11 +79,15 @@ class MemoryFlowInstances(FlowInstances):
         filter: FlowInstanceFilter,
         limit: int,
         lease_duration: timedelta,
+        partitions: frozenset[int] | None,
+        orphans: bool,
     ) -> list[FlowInstance]:
-        return await self._runner.run(_claim, holder, filter, limit, lease_duration)
+        return await self._runner.run(_claim, holder, filter, limit, lease_duration, partitions, orphans)
 
-    async def _renew(self, instances: Sequence[FlowInstance], lease_duration: timedelta) -> list[FlowInstance]:
-        return await self._runner.run(_renew, instances, lease_duration)
+    async def _renew(
+        self, instances: Sequence[FlowInstance], lease_duration: timedelta, skip_locked: bool
+    ) -> list[FlowInstance]:
+        return await self._runner.run(_renew, instances, lease_duration, skip_locked)
 
     async def _release(self, instances: Sequence[FlowInstance]) -> None:
         await self._runner.run(_release, instances)
@@ -165,13 +169,21 @@ def _history(view: View, flow_instance_id: UUID, limit: int, after: int) -> list
 
 
 def _claim(
-    view: View, holder: str, chosen: FlowInstanceFilter, limit: int, lease_duration: timedelta
+    view: View,
+    holder: str,
+    chosen: FlowInstanceFilter,
+    limit: int,
+    lease_duration: timedelta,
+    partitions: frozenset[int] | None,
+    orphans: bool,
 ) -> list[FlowInstance]:
     now = view.now()
     free: list[FlowRow] = []
     for row in view.flow_instances.select("claimable", FREE, now=now):
         is_held = row.lease_expires_at is not None and row.lease_expires_at > now
-        if is_held or not selection.matches(chosen, row):
+        if is_held or (orphans and row.lease_holder is None):
+            continue
+        if not (view.is_in(row.flow_instance_id.int, partitions) and selection.matches(chosen, row)):
             continue
         if view.is_free("flow_instances", row.flow_instance_id.int):
             free.append(row)
@@ -194,12 +206,17 @@ def _claimed(view: View, row: FlowRow, holder: str, expires_at: datetime) -> Flo
         return None
 
 
-def _renew(view: View, instances: Sequence[FlowInstance], lease_duration: timedelta) -> list[FlowInstance]:
+def _renew(
+    view: View, instances: Sequence[FlowInstance], lease_duration: timedelta, skip_locked: bool
+) -> list[FlowInstance]:
     expires_at = view.now() + lease_duration
     renewed = []
     for instance in instances:
-        row = _held_row(view, instance)
-        if row is not None:
+        row = _held_row(view, instance, lock=False)
+        if row is not None and skip_locked and not view.is_free("flow_instances", row.flow_instance_id.int):
+            renewed.append(instance)
+        elif row is not None:
+            view.lock("flow_instances", row.flow_instance_id.int)
             row = row._replace(lease_expires_at=expires_at)
             view.flow_instances.put(row.flow_instance_id.int, row)
             renewed.append(replace(instance, lease=lease_of(row)))
@@ -223,12 +240,13 @@ def _release(view: View, instances: Sequence[FlowInstance]) -> None:
         view.flow_instances.put(row.flow_instance_id.int, row._replace(lease_holder=None, lease_expires_at=None))
 
 
-def _held_row(view: View, instance: FlowInstance) -> FlowRow | None:
-    """Returns the flow's row, locked, if the instance's lease is current."""
+def _held_row(view: View, instance: FlowInstance, *, lock: bool = True) -> FlowRow | None:
+    """Returns the flow's row if the instance's lease is current."""
     flow_key = instance.flow_instance_id.int
     row = view.flow_instances.get(flow_key)
     lease = instance.lease
     if row is None or lease is None or row.lease_token != lease.token or row.lease_holder is None:
         return None
-    view.lock("flow_instances", flow_key)
+    if lock:
+        view.lock("flow_instances", flow_key)
     return row

@@ -134,7 +134,7 @@ def _wait_indexes() -> _Indexes:
     def claimable(row: WaitRow) -> tuple[Entry, datetime | None] | None:
         if row.delivered_at is None:
             return None
-        return (row.delivered_at, wait_key(row)), row.lease_expires_at or row.available_at
+        return (row.available_at or row.delivered_at, wait_key(row)), row.lease_expires_at or row.available_at
 
     return {
         "key": Index(by_key),

@@ -48,13 +48,15 @@ class MemoryTimers(Timers):
     async def _revive(self, timer_id: UUID) -> Timer | None:
         return await self._runner.run(_revive, timer_id)
 
-    async def _claim_due(self, holder: str, limit: int, lease_duration: timedelta) -> list[Timer]:
-        return await self._runner.run(_claim_due, holder, limit, lease_duration)
+    async def _claim_due(
+        self, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
+    ) -> list[Timer]:
+        return await self._runner.run(_claim_due, holder, limit, lease_duration, partitions)
 
     async def _renew(
-        self, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta
+        self, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta, skip_locked: bool
     ) -> list[Timer]:
-        return await self._runner.run(_renew, timers, held, lease_duration)
+        return await self._runner.run(_renew, timers, held, lease_duration, skip_locked)
 
     async def _complete(self, held: Sequence[HeldTimer]) -> None:
         await self._runner.run(_complete, held)
@@ -68,8 +70,8 @@ class MemoryTimers(Timers):
     async def _give_up(self, held: HeldTimer, reason: str) -> Timer:
         return await self._runner.run(_give_up, held, reason)
 
-    async def _next_due_at(self) -> datetime | None:
-        return await self._runner.run(_next_due_at)
+    async def _next_due_at(self, partitions: frozenset[int] | None) -> datetime | None:
+        return await self._runner.run(_next_due_at, partitions)
 
     async def _list_for_instance(
         self, flow_instance_id: UUID, limit: int, after: tuple[datetime, UUID] | None
@@ -125,13 +127,17 @@ def _revive(view: View, timer_id: UUID) -> Timer | None:
     return _put(view, row._replace(status=TimerStatus.PENDING, attempts=0))
 
 
-def _claim_due(view: View, holder: str, limit: int, lease_duration: timedelta) -> list[Timer]:
+def _claim_due(
+    view: View, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
+) -> list[Timer]:
     now = view.now()
     due: list[TimerRow] = []
     worn_out: list[TimerRow] = []
     for row in view.timers.select("claimable", FREE, now=now):
         if row.due_at > now or len(due) == limit:
             break
+        if not view.is_in(row.timer_id.int, partitions):
+            continue
         if _is_held(row, now) or not view.is_free("timers", row.timer_id.int):
             continue
         (due if row.attempts < row.max_attempts else worn_out).append(row)
@@ -165,12 +171,17 @@ def _is_held(row: TimerRow, now: datetime) -> bool:
     return row.lease_expires_at is not None and row.lease_expires_at > now
 
 
-def _renew(view: View, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta) -> list[Timer]:
+def _renew(
+    view: View, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta, skip_locked: bool
+) -> list[Timer]:
     expires_at = view.now() + lease_duration
     renewed = []
     for timer, item in zip(timers, held, strict=True):
         row = view.timers.get(item.timer_id.int)
         if row is None or row.lease_token != item.token or row.lease_holder is None:
+            continue
+        if skip_locked and not view.is_free("timers", item.timer_id.int):
+            renewed.append(timer)
             continue
         view.lock("timers", item.timer_id.int)
         row = row._replace(lease_expires_at=expires_at)
@@ -213,15 +224,18 @@ def _put(view: View, row: TimerRow) -> Timer:
     return timer_of(row)
 
 
-def _next_due_at(view: View) -> datetime | None:
+def _next_due_at(view: View, partitions: frozenset[int] | None) -> datetime | None:
     now = view.now()
     candidates: list[datetime] = []
     for row in view.timers.select("claimable", FREE, now=now):
+        if not view.is_in(row.timer_id.int, partitions):
+            continue
         if not _is_held(row, now):
             candidates.append(row.due_at)
             break
         candidates.append(_claimable_at(row))  # a clock was set back
-    busy = next(view.timers.select("claimable", BUSY), None)
+    held = view.timers.select("claimable", BUSY)
+    busy = next((row for row in held if view.is_in(row.timer_id.int, partitions)), None)
     if busy is not None:
         candidates.append(_claimable_at(busy))
     return min(candidates, default=None)

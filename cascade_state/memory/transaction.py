@@ -99,6 +99,10 @@ class View:
         now = self._clock.now()
         return now if now.tzinfo is UTC else check_instant(now, "clock")
 
+    def is_in(self, flow_key: int, partitions: frozenset[int] | None) -> bool:
+        """Tells whether a flow, or a timer of one, lies in one of the partitions (None: all)."""
+        return partitions is None or flow_key & (self._data.partition_count - 1) in partitions
+
     def lock(self, kind: str, which: Hashable) -> None:
         """Takes a lock until the transaction ends.
 

@@ -6,10 +6,12 @@ sent.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import MAXYEAR, UTC, datetime, timedelta
 from uuid import UUID
 
 from cascade_state.errors import InvalidArgument
+from cascade_state.ids import MAXIMUM_PARTITION_COUNT
 
 __all__ = [
     "MAXIMUM_DURATION",
@@ -21,6 +23,7 @@ __all__ = [
     "check_optional_instant",
     "check_optional_key",
     "check_partition",
+    "check_partitions",
     "check_text",
     "check_uuid",
 ]
@@ -107,3 +110,13 @@ def check_count(value: object, argument: str, *, minimum: int = 1, maximum: int 
     if not minimum <= value <= maximum:
         raise InvalidArgument(argument=argument, reason=f"must be from {minimum} to {maximum}")
     return value
+
+
+def check_partitions(value: object, argument: str = "partitions") -> frozenset[int] | None:
+    """Returns `value` as a set if it is a collection of partitions, which may be empty; None, for all, stays None."""
+    if value is None:
+        return None
+    if not isinstance(value, Collection) or isinstance(value, (str, bytes)):
+        raise InvalidArgument(argument=argument, reason=f"must be a collection of int, not {type(value).__name__}")
+    maximum = MAXIMUM_PARTITION_COUNT - 1
+    return frozenset(check_count(partition, argument, minimum=0, maximum=maximum) for partition in value)

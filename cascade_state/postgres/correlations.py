@@ -20,6 +20,7 @@ from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.instance_rows import lease_from_record, load_optional
 from cascade_state.postgres.matching import match_keys
 from cascade_state.postgres.statements import correlations as statements
+from cascade_state.postgres.statements.parameters import partition_values
 
 __all__ = ["PostgresCorrelations"]
 
@@ -58,9 +59,13 @@ class PostgresCorrelations(Correlations):
 
     # Claiming
 
-    async def _claim_delivered(self, holder: str, limit: int, lease_duration: timedelta) -> list[Delivery]:
+    async def _claim_delivered(
+        self, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
+    ) -> list[Delivery]:
         claimed: list[Delivery] = []
+        statement = statements.CLAIM if partitions is None else statements.CLAIM_IN
         values = {
+            **({} if partitions is None else partition_values(partitions)),
             "now": self._executor.now(),
             "holder": holder,
             "lease_duration": lease_duration,
@@ -69,7 +74,7 @@ class PostgresCorrelations(Correlations):
         swept = False
         wanted = limit
         while True:
-            records = await self._executor.fetch(statements.CLAIM, {**values, "limit": wanted})
+            records = await self._executor.fetch(statement, {**values, "limit": wanted})
             taken = [record for record in records if record["correlation_key"] is not None]
             claimed += _decodable(taken)
             wanted -= len(taken)
@@ -90,7 +95,8 @@ class PostgresCorrelations(Correlations):
         if unmatched:
             records = await self._executor.fetch(statements.UNMATCHED_KEYS, now)
             await match_keys(self._executor, [record["correlation_key"] for record in records], patient=False)
-        await self._executor.fetch(statements.EXPIRE, now)
+        for record in await self._executor.fetch(statements.EXPIRE, now):
+            self._executor.hint(record["flow_partition_id"])
 
     async def _bury_worn(self) -> None:
         values = {"now": self._executor.now(), "max_attempts": self._limits.max_attempts, "reason": None}
@@ -102,19 +108,31 @@ class PostgresCorrelations(Correlations):
         await match_keys(self._executor, keys, patient=False)
         await match_keys(self._executor, keys, patient=False)
 
+    async def _next_delivery_at(self, partitions: frozenset[int] | None) -> datetime | None:
+        if partitions is None:
+            records = await self._executor.fetch(statements.NEXT_DELIVERY_AT, {})
+        else:
+            records = await self._executor.fetch(statements.NEXT_DELIVERY_AT_IN, partition_values(partitions))
+        next_delivery_at: datetime | None = records[0]["next_delivery_at"]
+        return next_delivery_at
+
     # What is held
 
     async def _renew(
-        self, deliveries: Sequence[Delivery], held: Sequence[HeldDelivery], lease_duration: timedelta
+        self,
+        deliveries: Sequence[Delivery],
+        held: Sequence[HeldDelivery],
+        lease_duration: timedelta,
+        skip_locked: bool,
     ) -> list[Delivery]:
+        statement = statements.RENEW_FREE if skip_locked else statements.RENEW
         values = {
             **statements.held_values(self._executor, held),
             "now": self._executor.now(),
             "lease_duration": lease_duration,
         }
         leases = {
-            _identity(record): lease_from_record(record)
-            for record in await self._executor.fetch(statements.RENEW, values)
+            _identity(record): lease_from_record(record) for record in await self._executor.fetch(statement, values)
         }
         renewed = []
         for delivery in deliveries:

@@ -215,23 +215,36 @@ class PostgresFlowInstances(FlowInstances):
         filter: FlowInstanceFilter,
         limit: int,
         lease_duration: timedelta,
+        partitions: frozenset[int] | None,
+        orphans: bool,
     ) -> list[FlowInstance]:
-        values = {
-            **statements.filter_values(filter),
+        shape = statements.filter_shape(filter)
+        if partitions is None and not orphans:
+            statement = statements.claim_statement(shape)
+            values = statements.filter_values(filter)
+        else:
+            # Orphans are few among many, so even in all partitions it looks only where they can be.
+            everywhere = range(self._executor.options.partition_count)
+            statement = statements.claim_in_statement(shape, orphans=orphans)
+            values = statements.claim_in_values(filter, everywhere if partitions is None else partitions)
+        values |= {
             "now": self._executor.now(),
             "holder": holder,
             "limit": limit,
             "lease_duration": lease_duration,
         }
-        records = await self._executor.fetch(statements.claim_statement(statements.filter_shape(filter)), values)
+        records = await self._executor.fetch(statement, values)
         items, undecodable = _decoded(records)
         for error in undecodable:  # left claimed, out of the way of the others
             _log.warning("skipping a claimed flow instance: %s", error)
         return items
 
-    async def _renew(self, instances: Sequence[FlowInstance], lease_duration: timedelta) -> list[FlowInstance]:
+    async def _renew(
+        self, instances: Sequence[FlowInstance], lease_duration: timedelta, skip_locked: bool
+    ) -> list[FlowInstance]:
+        statement = statements.RENEW_FREE if skip_locked else statements.RENEW
         values = {**self._held(instances), "now": self._executor.now(), "lease_duration": lease_duration}
-        records = await self._executor.fetch(statements.RENEW, values)
+        records = await self._executor.fetch(statement, values)
         leases = {record["flow_instance_id"]: lease_from_record(record) for record in records}
         return [
             replace(instance, lease=leases[instance.flow_instance_id])

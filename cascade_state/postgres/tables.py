@@ -138,6 +138,14 @@ flow_instances: Table = Table(
         postgresql_where=text("completed_at IS NULL"),
     ),
     Index(
+        "ix_flow_instances_partition_status",  # claims in chosen partitions, and those of orphans
+        "partition_id",
+        "status",
+        "created_at",
+        "flow_instance_id",
+        postgresql_where=text("completed_at IS NULL"),
+    ),
+    Index(
         "ix_flow_instances_completed",  # purge and lists by the time of the end
         "completed_at",
         "flow_instance_id",
@@ -289,8 +297,17 @@ correlations: Table = Table(
     one_of("status", "NEW", "WAITING", "DELIVERED"),
     Index("ix_correlations_flow_instance", "flow_instance_id"),  # waits of a flow: cancel, and the flow's end
     Index(
-        "ix_correlations_delivered",  # claims of deliveries
-        "delivered_at",
+        "ix_correlations_available",  # claims of deliveries over all partitions
+        "available_at",
+        "correlation_key",
+        "flow_instance_id",
+        "step_id",
+        postgresql_where=text("status = 'DELIVERED'"),
+    ),
+    Index(
+        "ix_correlations_partition_available",  # claims of deliveries in chosen partitions
+        "flow_partition_id",
+        "available_at",
         "correlation_key",
         "flow_instance_id",
         "step_id",

@@ -26,7 +26,7 @@ from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.operations import Operation
 from cascade_state.postgres.statements import timer_lists
 from cascade_state.postgres.statements import timers as statements
-from cascade_state.postgres.statements.parameters import columns
+from cascade_state.postgres.statements.parameters import columns, partition_values
 from cascade_state.postgres.timer_rows import scheduled_timer, timer_from_record, timers_from_records
 
 __all__ = ["PostgresTimers"]
@@ -150,20 +150,18 @@ class PostgresTimers(Timers):
 
     # Leases
 
-    async def _claim_due(self, holder: str, limit: int, lease_duration: timedelta) -> list[Timer]:
+    async def _claim_due(
+        self, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
+    ) -> list[Timer]:
+        statement = statements.CLAIM_DUE
+        values: dict[str, Any] = {"holder": holder, "lease_duration": lease_duration, "worn_out": WORN_OUT}
+        if partitions is not None:
+            statement = statements.CLAIM_DUE_IN
+            values.update(partition_values(partitions))
         claimed: list[Timer] = []
         while True:
             wanted = limit - len(claimed)
-            records = await self._executor.fetch(
-                statements.CLAIM_DUE,
-                {
-                    "now": self._executor.now(),
-                    "limit": wanted,
-                    "holder": holder,
-                    "lease_duration": lease_duration,
-                    "worn_out": WORN_OUT,
-                },
-            )
+            records = await self._executor.fetch(statement, {**values, "now": self._executor.now(), "limit": wanted})
             living = [record for record in records if record["status"] == TimerStatus.CLAIMED]
             claimed += _decodable(living)
             # Fewer than asked for: nothing more is due. As many, and none of them dead: all that was wanted.
@@ -172,12 +170,13 @@ class PostgresTimers(Timers):
                 return claimed
 
     async def _renew(
-        self, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta
+        self, timers: Sequence[Timer], held: Sequence[HeldTimer], lease_duration: timedelta, skip_locked: bool
     ) -> list[Timer]:
         if not held:
             return []
+        statement = statements.RENEW_FREE if skip_locked else statements.RENEW
         values = {"now": self._executor.now(), "lease_duration": lease_duration, **self._held(held)}
-        records = await self._executor.fetch(statements.RENEW, values)
+        records = await self._executor.fetch(statement, values)
         ends = {(record["timer_id"], record["lease_token"]): record["lease_expires_at"] for record in records}
         return [
             replace(
@@ -230,8 +229,11 @@ class PostgresTimers(Timers):
     async def _find(self, timer_id: UUID) -> Timer | None:
         return await self._one(statements.FIND, self._identity(timer_id))
 
-    async def _next_due_at(self) -> datetime | None:
-        records = await self._executor.fetch(timer_lists.NEXT_DUE_AT, {})
+    async def _next_due_at(self, partitions: frozenset[int] | None) -> datetime | None:
+        if partitions is None:
+            records = await self._executor.fetch(timer_lists.NEXT_DUE_AT, {})
+        else:
+            records = await self._executor.fetch(timer_lists.NEXT_DUE_AT_IN, partition_values(partitions))
         next_due_at: datetime | None = records[0]["next_due_at"]
         return next_due_at
 

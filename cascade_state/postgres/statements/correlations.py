@@ -41,6 +41,7 @@ from cascade_state.postgres.statements.parameters import (
     NOW,
     TEXT,
     UUID_VALUE,
+    WANTED_PARTITIONS,
     columns,
     looked_up,
     param,
@@ -53,12 +54,16 @@ __all__ = [
     "BURY_WORN",
     "CANCEL",
     "CLAIM",
+    "CLAIM_IN",
     "COMPLETE",
     "EXPIRE",
     "HELD",
+    "NEXT_DELIVERY_AT",
+    "NEXT_DELIVERY_AT_IN",
     "PUBLISH",
     "RELEASE",
     "RENEW",
+    "RENEW_FREE",
     "RETRY",
     "UNMATCHED_KEYS",
     "held_values",
@@ -150,21 +155,63 @@ PUBLISH = Statement("correlations.publish", _publish)
 # Claiming
 
 
+_ORDER = ("available_at", "correlation_key", "flow_instance_id", "step_id")
+_ONE = literal_column("1", INTEGER)
+_ALWAYS: ColumnElement[bool] = literal_column("true")
+
+
+def _delivered(*entities: Any) -> Select[Any]:
+    """Deliveries in the order in which they are claimed."""
+    return (
+        select(*entities)
+        .where(wait.c.status == literal_column("'DELIVERED'"))
+        .order_by(*(wait.c[name] for name in _ORDER))
+    )
+
+
+def _is_free() -> ColumnElement[bool]:
+    return and_(wait.c.available_at <= NOW, or_(wait.c.lease_holder.is_(None), wait.c.lease_expires_at <= NOW))
+
+
 def _claim() -> Select[Any]:
-    """Claims deliveries, and tells whether there is something to sweep; one empty row when no delivery is free."""
-    now = NOW
     free = (
-        select(*_key("attempts"))
-        .where(
-            wait.c.status == literal_column("'DELIVERED'"),
-            wait.c.available_at <= now,
-            or_(wait.c.lease_holder.is_(None), wait.c.lease_expires_at <= now),
-        )
-        .order_by(wait.c.delivered_at, wait.c.correlation_key, wait.c.flow_instance_id, wait.c.step_id)
+        _delivered(*_key("attempts"))
+        .where(_is_free())
         .limit(param("limit", BIGINT))
         .with_for_update(skip_locked=True)
         .cte("free")
     )
+    return _claimed(free)
+
+
+def _claim_in() -> Select[Any]:
+    """Claims in chosen partitions, one after the other until there are enough, the one with the oldest first.
+
+    So it reads the first delivery of each partition and the deliveries that it takes, and locks no more than these.
+    """
+    wanted = relation("wanted", WANTED_PARTITIONS).subquery("wanted")
+    here = wait.c.flow_partition_id == wanted.c.partition_id
+    first = _delivered(wait.c.available_at).where(here, _is_free()).limit(_ONE).lateral("first")
+    places = (
+        select(wanted.c.partition_id)
+        .join_from(wanted, first, _ALWAYS)
+        .order_by(first.c.available_at, wanted.c.partition_id)
+        .subquery("places")
+    )
+    taken = (
+        _delivered(*_key("attempts"))
+        .where(wait.c.flow_partition_id == places.c.partition_id, _is_free())
+        .limit(param("limit", BIGINT))
+        .with_for_update(skip_locked=True)
+        .lateral("taken")
+    )
+    free = select(taken).join_from(places, taken, _ALWAYS).limit(param("limit", BIGINT)).cte("free")
+    return _claimed(free)
+
+
+def _claimed(free: CTE) -> Select[Any]:
+    """Claims deliveries, and tells whether there is something to sweep; one empty row when no delivery is free."""
+    now = NOW
     chosen = looked_up(free, _WAIT_COLUMNS, "chosen")
     claimed = (
         update(wait)
@@ -179,6 +226,7 @@ def _claim() -> Select[Any]:
             *_key(
                 "event_id",
                 "delivered_at",
+                "available_at",
                 "timed_out",
                 "attempts",
                 "lease_holder",
@@ -198,7 +246,7 @@ def _claim() -> Select[Any]:
     return (
         select(todo, claimed)
         .select_from(todo.outerjoin(claimed, literal_column("true")))
-        .order_by(claimed.c.delivered_at, claimed.c.correlation_key, claimed.c.flow_instance_id, claimed.c.step_id)
+        .order_by(*(claimed.c[name] for name in _ORDER))
     )
 
 
@@ -221,6 +269,54 @@ def _is_waiting() -> ColumnElement[bool]:
 
 
 CLAIM = Statement("correlations.claim", _claim)
+CLAIM_IN = Statement("correlations.claim.partitions", _claim_in)
+
+
+def _next_delivery_at() -> Select[Any]:
+    """The first delivery that nobody holds, the first lease to end before it, or the first wait to expire."""
+    first = select(_first_free().cte("first").c.available_at).scalar_subquery()
+    held = _first_lease_to_end(first).scalar_subquery()
+    return select(func.least(first, held, _first_to_expire().scalar_subquery()).label("next_delivery_at"))
+
+
+def _next_delivery_at_in() -> Select[Any]:
+    wanted = relation("wanted", WANTED_PARTITIONS).cte("wanted")
+    here = wait.c.flow_partition_id == wanted.c.partition_id
+    first = _first_free().where(here).lateral("first")
+    held = _first_lease_to_end(first.c.available_at).where(here).lateral("held")
+    delivered = (
+        select(func.least(func.min(first.c.available_at), func.min(held.c.ends_at)))
+        .select_from(wanted.outerjoin(first, _ALWAYS).outerjoin(held, _ALWAYS))
+        .scalar_subquery()
+    )
+    # Along the index of all partitions: a step for each wait of the others that expires before.
+    expiring = _first_to_expire().where(wait.c.flow_partition_id.in_(select(wanted.c.partition_id)))
+    return select(func.least(delivered, expiring.scalar_subquery()).label("next_delivery_at"))
+
+
+def _first_free() -> Select[Any]:
+    return _delivered(wait.c.available_at).where(wait.c.lease_holder.is_(None)).limit(_ONE)
+
+
+def _first_lease_to_end(before: Any) -> Select[Any]:
+    return select(func.min(func.greatest(wait.c.available_at, wait.c.lease_expires_at)).label("ends_at")).where(
+        wait.c.status == literal_column("'DELIVERED'"),
+        wait.c.lease_holder.is_not(None),
+        wait.c.available_at < func.coalesce(before, literal_column("'infinity'::timestamptz", INSTANT)),
+    )
+
+
+def _first_to_expire() -> Select[Any]:
+    return (
+        select(wait.c.expires_at)
+        .where(_is_waiting(), wait.c.expires_at.is_not(None))
+        .order_by(wait.c.expires_at)
+        .limit(_ONE)
+    )
+
+
+NEXT_DELIVERY_AT = Statement("correlations.next_delivery_at", _next_delivery_at)
+NEXT_DELIVERY_AT_IN = Statement("correlations.next_delivery_at.partitions", _next_delivery_at_in)
 
 # Sweeping
 
@@ -258,7 +354,7 @@ def _expire() -> Select[Any]:
             available_at=NOW,
             payload=cast(literal_column("'null'"), JSON_DOCUMENT),
         )
-        .returning(literal_column("1"))
+        .returning(wait.c.flow_partition_id)
         .cte("timed_out")
     )
     old = (
@@ -275,7 +371,7 @@ def _expire() -> Select[Any]:
         .cte("buried")
     )
     forgotten = delete(event).where(_same_event(event, old), old.c.status == literal_column("'SEEN'")).cte("forgotten")
-    return select(func.count().label("timed_out")).select_from(timed_out).add_cte(buried, forgotten)
+    return select(timed_out.c.flow_partition_id).distinct().add_cte(buried, forgotten)
 
 
 def _same_event(left: Any, right: Any) -> ColumnElement[bool]:
@@ -333,6 +429,28 @@ def _release() -> Select[Any]:
     return select(held).add_cte(released)
 
 
+def _renew_free() -> Select[Any]:
+    """Renews what is free to be renewed; returns all that is held, the others with the leases that they have."""
+    given = _given()
+    free = (
+        select(*_key())
+        .join_from(given, wait, _is_held(given))
+        .order_by(*_key())
+        .with_for_update(of=wait, skip_locked=True)
+        .cte("free")
+    )
+    renewed = (
+        update(wait)
+        .where(_same_wait(wait, free))
+        .values(lease_expires_at=NOW + param("lease_duration", INTERVAL))
+        .returning(*_key("lease_expires_at"))
+        .cte("renewed")
+    )
+    ends_at = func.coalesce(renewed.c.lease_expires_at, wait.c.lease_expires_at).label("lease_expires_at")
+    held = given.join(wait, _is_held(given)).outerjoin(renewed, _same_wait(renewed, wait))
+    return select(*_key("lease_holder", "lease_token"), ends_at).select_from(held)
+
+
 def _renew() -> Any:
     given = _given()
     return (
@@ -362,6 +480,7 @@ HELD = Statement("correlations.held", _held)
 COMPLETE = Statement("correlations.complete", _complete)
 RELEASE = Statement("correlations.release", _release)
 RENEW = Statement("correlations.renew", _renew)
+RENEW_FREE = Statement("correlations.renew.free", _renew_free)
 RETRY = Statement("correlations.retry", _retry)
 
 # Dead letters

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     ColumnElement,
     Select,
     Table,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal_column,
     or_,
     select,
     tuple_,
@@ -28,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from cascade_state.model.filters import FlowInstanceFilter
+from cascade_state.model.flow_status import TERMINAL_STATUSES, FlowStatus
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.events import event_columns
 from cascade_state.postgres.statements.parameters import (
@@ -39,6 +43,7 @@ from cascade_state.postgres.statements.parameters import (
     NOW,
     TEXT,
     UUID_VALUE,
+    columns,
     looked_up,
     param,
     relation,
@@ -64,6 +69,9 @@ __all__ = [
     "IDENTITY_COLUMNS",
     "RELEASE",
     "RENEW",
+    "RENEW_FREE",
+    "claim_in_statement",
+    "claim_in_values",
     "claim_statement",
     "count_statement",
     "filter_shape",
@@ -247,6 +255,55 @@ def _free() -> ColumnElement[bool]:
     )
 
 
+_LIVE = tuple(status for status in FlowStatus if status not in TERMINAL_STATUSES)
+_PLACE_COLUMNS = {"partition_id": INTEGER, "status": TEXT}
+
+
+def claim_in_values(chosen: FlowInstanceFilter, partitions: Iterable[int]) -> dict[str, Any]:
+    """Returns the values of a filter's conditions, and of the places to claim in: partitions by statuses."""
+    values = filter_values(chosen)
+    statuses = values.pop("statuses", _LIVE)
+    return values | columns("place", tuple(_PLACE_COLUMNS), product(sorted(partitions), statuses))
+
+
+@cache
+def claim_in_statement(shape: frozenset[str], *, orphans: bool) -> Statement:
+    """Returns the statement that claims free flows in chosen partitions, or only those whose holder vanished."""
+    name = "flow_instances.claim.orphans" if orphans else "flow_instances.claim.partitions"
+    return Statement(name, lambda: _claim_in(shape - {"statuses"}, orphans))
+
+
+def _claim_in(shape: frozenset[str], orphans: bool) -> Select[Any]:
+    """Goes from place to place until there are enough, first to the one with the oldest flow."""
+    places = relation("place", _PLACE_COLUMNS).subquery("places")
+    order = (flow.c.created_at, flow.c.flow_instance_id)
+
+    def free(place: Any, *entities: Any) -> Select[Any]:
+        query = select(*entities).where(
+            flow.c.partition_id == place.c.partition_id,
+            flow.c.status == place.c.status,
+            _free(),
+            *_conditions(shape),
+        )
+        return (query.where(flow.c.lease_holder.is_not(None)) if orphans else query).order_by(*order)
+
+    always: ColumnElement[bool] = literal_column("true")
+    first = free(places, flow.c.created_at).limit(literal_column("1", INTEGER)).lateral("first")
+    ordered = (
+        select(places)
+        .join_from(places, first, always)
+        .order_by(first.c.created_at, places.c.partition_id)
+        .subquery("ordered")
+    )
+    taken = (
+        free(ordered, flow.c.partition_id, flow.c.flow_instance_id)
+        .limit(param("limit", BIGINT))
+        .with_for_update(skip_locked=True, key_share=True)
+        .lateral("taken")
+    )
+    return _claimed(select(taken).join_from(ordered, taken, always).limit(param("limit", BIGINT)).cte("free"))
+
+
 @cache
 def claim_statement(shape: frozenset[str]) -> Statement:
     """Returns the statement that claims free flows, oldest first."""
@@ -262,6 +319,10 @@ def _claim(shape: frozenset[str]) -> Select[Any]:
         .with_for_update(skip_locked=True, key_share=True)
         .cte("free")
     )
+    return _claimed(free)
+
+
+def _claimed(free: CTE) -> Select[Any]:
     claimed = (
         update(flow)
         .where(_same_flow(flow, looked_up(free, IDENTITY_COLUMNS, "chosen")))
@@ -293,6 +354,28 @@ def _renew() -> Any:
     )
 
 
+def _renew_free() -> Select[Any]:
+    """Renews what is free to be renewed; returns all that is held, the others with the leases that they have."""
+    given = relation("held", _HELD_COLUMNS).cte("given")
+    free = (
+        select(flow.c.partition_id, flow.c.flow_instance_id)
+        .join_from(given, flow, _held(given))
+        .order_by(flow.c.partition_id, flow.c.flow_instance_id)
+        .with_for_update(of=flow, key_share=True, skip_locked=True)
+        .cte("free")
+    )
+    renewed = (
+        update(flow)
+        .where(_same_flow(flow, free))
+        .values(lease_expires_at=NOW + param("lease_duration", INTERVAL))
+        .returning(flow.c.partition_id, flow.c.flow_instance_id, flow.c.lease_expires_at)
+        .cte("renewed")
+    )
+    ends_at = func.coalesce(renewed.c.lease_expires_at, flow.c.lease_expires_at).label("lease_expires_at")
+    held = given.join(flow, _held(given)).outerjoin(renewed, _same_flow(renewed, flow))
+    return select(flow.c.flow_instance_id, flow.c.lease_holder, flow.c.lease_token, ends_at).select_from(held)
+
+
 def _release() -> Any:
     """Releases all or nothing: the rows are locked and counted first. Returns those that are held."""
     given = relation("held", _HELD_COLUMNS).cte("given")
@@ -314,6 +397,7 @@ def _release() -> Any:
 
 
 RENEW = Statement("flow_instances.renew", _renew)
+RENEW_FREE = Statement("flow_instances.renew.free", _renew_free)
 RELEASE = Statement("flow_instances.release", _release)
 
 # Why an advance wrote nothing

@@ -48,10 +48,12 @@ __all__ = [
     "NOW",
     "TEXT",
     "UUID_VALUE",
+    "WANTED_PARTITIONS",
     "as_text",
     "columns",
     "looked_up",
     "param",
+    "partition_values",
     "relation",
     "scalars",
 ]
@@ -116,6 +118,14 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, UUID):
         return str(value)
     return repr(value)
+
+
+WANTED_PARTITIONS = {"partition_id": INTEGER}
+
+
+def partition_values(partitions: Iterable[int]) -> dict[str, list[str | None]]:
+    """Returns the values of the relation `wanted` of chosen partitions."""
+    return columns("wanted", tuple(WANTED_PARTITIONS), ((partition,) for partition in sorted(partitions)))
 
 
 def _typed(column: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:

@@ -7,11 +7,26 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select, tuple_
 
 from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.statements.parameters import BIGINT, INSTANT, INTEGER, UUID_VALUE, param
+from cascade_state.postgres.statements.parameters import (
+    BIGINT,
+    INSTANT,
+    INTEGER,
+    UUID_VALUE,
+    WANTED_PARTITIONS,
+    param,
+    relation,
+)
 from cascade_state.postgres.statements.timers import CLAIMED, DEAD, ONE, PENDING, timer_columns
 from cascade_state.postgres.tables import timers
 
-__all__ = ["LIST_DEAD", "LIST_DEAD_BEHIND", "LIST_FOR_INSTANCE", "LIST_FOR_INSTANCE_BEHIND", "NEXT_DUE_AT"]
+__all__ = [
+    "LIST_DEAD",
+    "LIST_DEAD_BEHIND",
+    "LIST_FOR_INSTANCE",
+    "LIST_FOR_INSTANCE_BEHIND",
+    "NEXT_DUE_AT",
+    "NEXT_DUE_AT_IN",
+]
 
 
 def _next_due_at() -> Select[Any]:
@@ -20,26 +35,41 @@ def _next_due_at() -> Select[Any]:
     A claimed timer that is due later than the first pending one cannot come before it, so only the few
     claimed entries at the start of the index are read.
     """
-    pending = (
+    first = select(_first_pending().cte("pending").c.due_at).scalar_subquery()
+    claimed = _first_lease_to_end(first).scalar_subquery()
+    return select(func.least(first, claimed).label("next_due_at"))
+
+
+def _next_due_at_in() -> Select[Any]:
+    """The same in each of the chosen partitions, and the earliest of these."""
+    wanted = relation("wanted", WANTED_PARTITIONS).subquery("wanted")
+    here = timers.c.partition_id == wanted.c.partition_id
+    pending = _first_pending().where(here).lateral("pending")
+    claimed = _first_lease_to_end(pending.c.due_at).where(here).lateral("claimed")
+    always: ColumnElement[bool] = literal_column("true")
+    return select(func.least(func.min(pending.c.due_at), func.min(claimed.c.ends_at)).label("next_due_at")).select_from(
+        wanted.outerjoin(pending, always).outerjoin(claimed, always)
+    )
+
+
+def _first_pending() -> Select[Any]:
+    return (
         select(timers.c.due_at)
         .where(timers.c.status == PENDING)
         .order_by(timers.c.due_at, timers.c.timer_id)
         .limit(ONE)
-        .cte("pending")
     )
-    first = select(pending.c.due_at).scalar_subquery()
-    claimed = (
-        select(func.min(func.greatest(timers.c.due_at, timers.c.lease_expires_at)))
-        .where(
-            timers.c.status == CLAIMED,
-            timers.c.due_at < func.coalesce(first, literal_column("'infinity'::timestamptz", INSTANT)),
-        )
-        .scalar_subquery()
+
+
+def _first_lease_to_end(before: Any) -> Select[Any]:
+    return select(func.min(func.greatest(timers.c.due_at, timers.c.lease_expires_at)).label("ends_at")).where(
+        timers.c.status == CLAIMED,
+        timers.c.due_at < func.coalesce(before, literal_column("'infinity'::timestamptz", INSTANT)),
     )
-    return select(func.least(first, claimed).label("next_due_at"))
 
 
 NEXT_DUE_AT = Statement("timers.next_due_at", _next_due_at)
+NEXT_DUE_AT_IN = Statement("timers.next_due_at.partitions", _next_due_at_in)
 
 
 def _list(condition: ColumnElement[bool], *, continued: bool) -> Select[Any]:

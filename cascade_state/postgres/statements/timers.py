@@ -38,6 +38,7 @@ from cascade_state.postgres.statements.parameters import (
     NOW,
     TEXT,
     UUID_VALUE,
+    WANTED_PARTITIONS,
     looked_up,
     param,
     relation,
@@ -49,6 +50,7 @@ __all__ = [
     "CANCEL",
     "CLAIMED",
     "CLAIM_DUE",
+    "CLAIM_DUE_IN",
     "COMPLETE_ALL",
     "COMPLETE_EACH",
     "COMPLETE_ONE",
@@ -62,6 +64,7 @@ __all__ = [
     "PENDING",
     "RELEASE",
     "RENEW",
+    "RENEW_FREE",
     "RESCHEDULE",
     "RETRY",
     "REVIVE",
@@ -203,20 +206,60 @@ DIAGNOSE_SCHEDULE = Statement("timers.diagnose_schedule", _diagnose_schedule)
 # Claiming
 
 
-def _claim_due() -> Any:
-    """Claims due timers; those without an attempt left die instead. Returns both, in no order."""
-    locked = (
-        select(_timer.partition_id, _timer.timer_id)
+def _due(*entities: Any) -> Select[Any]:
+    return (
+        select(*entities)
         .where(
             _timer.status.in_((PENDING, CLAIMED)),
             _timer.due_at <= NOW,
             or_(_timer.status == PENDING, _timer.lease_expires_at <= NOW),
         )
         .order_by(_timer.due_at, _timer.timer_id)
+    )
+
+
+def _claim_due() -> Any:
+    locked = (
+        _due(_timer.partition_id, _timer.timer_id)
         .limit(param("limit", BIGINT))
         .with_for_update(skip_locked=True)
         .cte("locked")
     )
+    return _claimed(locked)
+
+
+def _claim_due_in() -> Any:
+    """Claims in chosen partitions, one after the other until there are enough, the one with the oldest timer first.
+
+    So it reads the first timer of each partition and the timers that it takes, however much is due here or in the
+    partitions of others; and it locks no more than it takes.
+    """
+    wanted = relation("wanted", WANTED_PARTITIONS).subquery("wanted")
+    first = _due(_timer.due_at).where(_timer.partition_id == wanted.c.partition_id).limit(ONE).lateral("first")
+    places = (
+        select(wanted.c.partition_id)
+        .join_from(wanted, first, literal_column("true"))
+        .order_by(first.c.due_at, wanted.c.partition_id)
+        .subquery("places")
+    )
+    taken = (
+        _due(_timer.partition_id, _timer.timer_id)
+        .where(_timer.partition_id == places.c.partition_id)
+        .limit(param("limit", BIGINT))
+        .with_for_update(skip_locked=True)
+        .lateral("taken")
+    )
+    locked = (
+        select(taken.c.partition_id, taken.c.timer_id)
+        .join_from(places, taken, literal_column("true"))
+        .limit(param("limit", BIGINT))
+        .cte("locked")
+    )
+    return _claimed(locked)
+
+
+def _claimed(locked: CTE) -> Any:
+    """Claims locked timers; those without an attempt left die instead. Returns both, in no order."""
     due = looked_up(locked, _IDENTITY, "due")
     worn_out = _timer.attempts >= _timer.max_attempts
     return (
@@ -235,6 +278,7 @@ def _claim_due() -> Any:
 
 
 CLAIM_DUE = Statement("timers.claim_due", _claim_due)
+CLAIM_DUE_IN = Statement("timers.claim_due.partitions", _claim_due_in)
 
 # Under a lease
 
@@ -247,14 +291,14 @@ def _is_this_held() -> ColumnElement[bool]:
     return and_(_this_timer(), _timer.lease_token == param("token", BIGINT), _timer.lease_holder.is_not(None))
 
 
-def _held(*, locked: bool) -> Select[Any]:
+def _held(*, locked: bool, skip_locked: bool = False) -> Select[Any]:
     given = relation("held", HELD_COLUMNS).subquery("given")
     held = (
-        select(_timer.partition_id, _timer.timer_id, _timer.lease_token)
+        select(_timer.partition_id, _timer.timer_id, _timer.lease_token, _timer.lease_expires_at)
         .join_from(given, timers, _is_held(given))
         .order_by(_timer.partition_id, _timer.timer_id)
     )
-    return held.with_for_update(of=timers) if locked else held
+    return held.with_for_update(of=timers, skip_locked=skip_locked) if locked else held
 
 
 HELD = Statement("timers.held", lambda: _held(locked=False))
@@ -283,16 +327,29 @@ def _release() -> Select[Any]:
     return select(held.c.timer_id, held.c.lease_token).add_cte(released)
 
 
-def _renew() -> Select[Any]:
-    held = _held(locked=True).cte("current")
-    renewed = (
+def _renewed(held: CTE) -> CTE:
+    return (
         update(timers)
         .where(_same_timer(held))
         .values(lease_expires_at=NOW + param("lease_duration", INTERVAL))
         .returning(_timer.timer_id, _timer.lease_token, _timer.lease_expires_at)
         .cte("renewed")
     )
-    return select(renewed)
+
+
+def _renew() -> Select[Any]:
+    return select(_renewed(_held(locked=True).cte("current")))
+
+
+def _renew_free() -> Select[Any]:
+    """Renews what is free to be renewed; returns all that is held, the others with the leases that they have."""
+    renewed = _renewed(_held(locked=True, skip_locked=True).cte("current"))
+    held = _held(locked=False).subquery("every")
+    return select(
+        held.c.timer_id,
+        held.c.lease_token,
+        func.coalesce(renewed.c.lease_expires_at, held.c.lease_expires_at).label("lease_expires_at"),
+    ).outerjoin_from(held, renewed, renewed.c.timer_id == held.c.timer_id)
 
 
 def _complete(query: Select[Any]) -> Any:
@@ -307,6 +364,7 @@ COMPLETE_EACH = Statement(
 COMPLETE_ALL = Statement("timers.complete_all", _complete_all)
 RELEASE = Statement("timers.release", _release)
 RENEW = Statement("timers.renew", _renew)
+RENEW_FREE = Statement("timers.renew.free", _renew_free)
 
 
 def _given_back(**values: Any) -> Update:
