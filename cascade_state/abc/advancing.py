@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 from cascade_state.abc.flow_instances import FlowInstances
-from cascade_state.model.advance import Limits, plan_advance
+from cascade_state.model.advance import AdvancePlan, Limits, plan_advance
 from cascade_state.model.correlations import Delivery
 from cascade_state.model.events import NewEvent
 from cascade_state.model.flow_instances import FlowInstance
@@ -72,4 +72,9 @@ class Advancing:
             completes=completes,
             events=events,
         )
-        return await self.flow_instances.write(plan)
+        stored = await self.flow_instances.write(plan)
+        self._note(plan)
+        return stored
+
+    def _note(self, plan: AdvancePlan) -> None:
+        """Takes note of what was written."""

@@ -210,7 +210,7 @@ class FlowInstances(Repository, ABC):
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
-        places = check_partitions(partitions)
+        places = check_partitions(partitions, "partitions", self._limits.partition_count)
         chosen = (filter or FlowInstanceFilter()).checked()
         with self._guard.call(writes=True):
             if places is not None and not places:

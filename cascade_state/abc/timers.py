@@ -126,7 +126,7 @@ class Timers(Repository, ABC):
         """
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
-        chosen = check_partitions(partitions)
+        chosen = check_partitions(partitions, "partitions", self._limits.partition_count)
         with self._guard.call(writes=True):
             if chosen is not None and not chosen:
                 return []
@@ -196,7 +196,7 @@ class Timers(Repository, ABC):
         Args:
             partitions: Looks at timers of flows in these partitions only; None: at all.
         """
-        chosen = check_partitions(partitions)
+        chosen = check_partitions(partitions, "partitions", self._limits.partition_count)
         with self._guard.call(writes=False):
             if chosen is not None and not chosen:
                 return None

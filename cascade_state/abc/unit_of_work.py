@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from cascade_state.abc.advancing import Advancing
 from cascade_state.abc.completion import run_to_completion
@@ -22,9 +23,12 @@ from cascade_state.abc.locks import Patience, check_shared
 from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.timers import Timers
 from cascade_state.errors import LeaseLost, LockNotAcquired, UnitOfWorkFinished, UnitOfWorkNotOpen, UsageError
-from cascade_state.model.advance import Limits
-from cascade_state.model.arguments import check_count, check_key, check_partition
+from cascade_state.model.advance import AdvancePlan, HeldDelivery, HeldTimer, Limits, held_delivery, held_timer
+from cascade_state.model.arguments import check_count, check_duration, check_key, check_partition
+from cascade_state.model.correlations import Delivery
+from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.locks import LockName, check_lock_name
+from cascade_state.model.timers import Timer
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -55,6 +59,7 @@ class UnitOfWork(Advancing, ABC):
         self._limits = limits
         self._guard = UnitOfWorkGuard(read_only=read_only)
         self._lock_names: list[LockName] = []
+        self._settled: set[UUID | HeldTimer | HeldDelivery] = set()
 
     if not TYPE_CHECKING:
 
@@ -109,6 +114,31 @@ class UnitOfWork(Advancing, ABC):
             if not await self.replica_sets._fence(replica_set, partition_id, generation):
                 raise LeaseLost(entity=f"partition of replica set {replica_set}", key=partition_id, token=generation)
 
+    async def limit_idle(self, duration: timedelta) -> None:
+        """Has the server end this unit of work, and its connection, once nothing was sent for so long: one round trip.
+
+        A process that is stopped in the middle then keeps its row locks, and holds back the feed, no longer than its
+        lease. In memory it does nothing: there the process is all there is.
+        """
+        check_duration(duration, "duration")
+        with self._guard.call(writes=False):
+            await self._limit_idle(duration)
+
+    def has_settled(self, item: Timer | Delivery | FlowInstance) -> bool:
+        """Tells whether `advance` acknowledged a claimed item in this unit of work, or ended its flow."""
+        self._require_open()
+        if item.flow_instance_id in self._settled:
+            return True
+        if isinstance(item, FlowInstance):
+            return False
+        return (held_timer(item) if isinstance(item, Timer) else held_delivery(item)) in self._settled
+
+    def _note(self, plan: AdvancePlan) -> None:
+        self._settled.update(plan.complete_timers)
+        self._settled.update(plan.complete_deliveries)
+        if plan.is_terminal:
+            self._settled.add(plan.instance.flow_instance_id)
+
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[UnitOfWork]:
         """Opens a nested scope: an exception that leaves it undoes what was done inside, and only that.
@@ -119,9 +149,11 @@ class UnitOfWork(Advancing, ABC):
         with self._guard.call(writes=False):
             mark = await self._set_savepoint()
         locked = len(self._lock_names)
+        settled = frozenset(self._settled)
         try:
             yield self
         except BaseException:
+            self._settled = set(settled)
             if self._guard.stage is Stage.OPEN:
                 del self._lock_names[locked:]
                 await run_to_completion(self._rollback_to_savepoint(mark))
@@ -198,6 +230,9 @@ class UnitOfWork(Advancing, ABC):
 
     @abstractmethod
     async def _lock(self, name: LockName, shared: bool, patience: Patience) -> bool: ...
+
+    @abstractmethod
+    async def _limit_idle(self, duration: timedelta) -> None: ...
 
     @abstractmethod
     async def _set_savepoint(self) -> object: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cascade_state.abc.locks import Patience
@@ -48,6 +49,9 @@ class MemoryUnitOfWork(UnitOfWork):
     async def _lock(self, name: LockName, shared: bool, patience: Patience) -> bool:
         which = (self._store.locks.key_of(name), name)
         return await self._transaction.acquire(which, shared=shared, seconds=patience.left())
+
+    async def _limit_idle(self, duration: timedelta) -> None:
+        return None
 
     async def _set_savepoint(self) -> int:
         return self._transaction.set_savepoint()

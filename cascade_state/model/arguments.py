@@ -11,7 +11,6 @@ from datetime import MAXYEAR, UTC, datetime, timedelta
 from uuid import UUID
 
 from cascade_state.errors import InvalidArgument
-from cascade_state.ids import MAXIMUM_PARTITION_COUNT
 
 __all__ = [
     "MAXIMUM_DURATION",
@@ -112,11 +111,10 @@ def check_count(value: object, argument: str, *, minimum: int = 1, maximum: int 
     return value
 
 
-def check_partitions(value: object, argument: str = "partitions") -> frozenset[int] | None:
+def check_partitions(value: object, argument: str, partition_count: int) -> frozenset[int] | None:
     """Returns `value` as a set if it is a collection of partitions, which may be empty; None, for all, stays None."""
     if value is None:
         return None
     if not isinstance(value, Collection) or isinstance(value, (str, bytes)):
         raise InvalidArgument(argument=argument, reason=f"must be a collection of int, not {type(value).__name__}")
-    maximum = MAXIMUM_PARTITION_COUNT - 1
-    return frozenset(check_count(partition, argument, minimum=0, maximum=maximum) for partition in value)
+    return frozenset(check_partition(partition, argument, partition_count) for partition in value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction
@@ -19,8 +20,11 @@ from cascade_state.postgres.executor import ConnectionExecutor
 from cascade_state.postgres.hints import HintSender
 from cascade_state.postgres.locks import PostgresLocks
 from cascade_state.postgres.repositories import attach_repositories
+from cascade_state.postgres.statements.transactions import SET_LOCAL
 
 __all__ = ["EnlistedUnitOfWork", "OwnUnitOfWork"]
+
+_LONGEST_IDLE = (1 << 31) - 1  # what the setting can hold, in milliseconds
 
 
 class _SqlUnitOfWork(UnitOfWork):
@@ -45,6 +49,11 @@ class _SqlUnitOfWork(UnitOfWork):
 
     async def _lock(self, name: LockName, shared: bool, patience: Patience) -> bool:
         return await self._locks.lock_in_transaction(self._executor, name, shared, patience)
+
+    async def _limit_idle(self, duration: timedelta) -> None:
+        milliseconds = max(1, round(duration / timedelta(milliseconds=1)))
+        values = {"name": "idle_in_transaction_session_timeout", "value": str(min(milliseconds, _LONGEST_IDLE))}
+        await self._executor.fetch(SET_LOCAL, values)
 
     async def _set_savepoint(self) -> AsyncTransaction:
         with translated():

@@ -275,35 +275,43 @@ CLAIM_IN = Statement("correlations.claim.partitions", _claim_in)
 def _next_delivery_at() -> Select[Any]:
     """The first delivery that nobody holds, the first lease to end before it, or the first wait to expire."""
     first = select(_first_free().cte("first").c.available_at).scalar_subquery()
-    held = _first_lease_to_end(first).scalar_subquery()
-    return select(func.least(first, held, _first_to_expire().scalar_subquery()).label("next_delivery_at"))
+    front = _front(first).subquery("front")
+    return select(
+        func.least(first, _first_lease_to_end(front), _first_to_expire().scalar_subquery()).label("next_delivery_at")
+    ).select_from(front)
 
 
 def _next_delivery_at_in() -> Select[Any]:
     wanted = relation("wanted", WANTED_PARTITIONS).cte("wanted")
     here = wait.c.flow_partition_id == wanted.c.partition_id
     first = _first_free().where(here).lateral("first")
-    held = _first_lease_to_end(first.c.available_at).where(here).lateral("held")
-    delivered = (
-        select(func.least(func.min(first.c.available_at), func.min(held.c.ends_at)))
-        .select_from(wanted.outerjoin(first, _ALWAYS).outerjoin(held, _ALWAYS))
-        .scalar_subquery()
-    )
+    front = _front(first.c.available_at, here).lateral("front")
     # Along the index of all partitions: a step for each wait of the others that expires before.
     expiring = _first_to_expire().where(wait.c.flow_partition_id.in_(select(wanted.c.partition_id)))
-    return select(func.least(delivered, expiring.scalar_subquery()).label("next_delivery_at"))
+    return select(
+        func.least(func.min(first.c.available_at), _first_lease_to_end(front), expiring.scalar_subquery()).label(
+            "next_delivery_at"
+        )
+    ).select_from(wanted.outerjoin(first, _ALWAYS).outerjoin(front, _ALWAYS))
 
 
 def _first_free() -> Select[Any]:
     return _delivered(wait.c.available_at).where(wait.c.lease_holder.is_(None)).limit(_ONE)
 
 
-def _first_lease_to_end(before: Any) -> Select[Any]:
-    return select(func.min(func.greatest(wait.c.available_at, wait.c.lease_expires_at)).label("ends_at")).where(
-        wait.c.status == literal_column("'DELIVERED'"),
-        wait.c.lease_holder.is_not(None),
-        wait.c.available_at < func.coalesce(before, literal_column("'infinity'::timestamptz", INSTANT)),
+def _front(before: Any, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """The deliveries before the first that nobody holds; `timer_lists` says why there is a limit."""
+    end = func.coalesce(before, literal_column("'infinity'::timestamptz", INSTANT))
+    return (
+        _delivered(wait.c.available_at, wait.c.lease_holder, wait.c.lease_expires_at)
+        .where(wait.c.available_at < end, *conditions)
+        .limit(literal_column("1000", INTEGER))
     )
+
+
+def _first_lease_to_end(front: Any) -> ColumnElement[Any]:
+    ends_at = func.min(func.greatest(front.c.available_at, front.c.lease_expires_at))
+    return ends_at.filter(front.c.lease_holder.is_not(None))
 
 
 def _first_to_expire() -> Select[Any]:

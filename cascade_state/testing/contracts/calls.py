@@ -105,6 +105,7 @@ CALLS: Mapping[str, Call] = {
     "correlations.give_up": _writes(lambda on: on.correlations.give_up(_DELIVERY, reason="enough")),
     "correlations.list_dead_letters": _reads(lambda on: on.correlations.list_dead_letters()),
     "correlations.list_waiting": _reads(lambda on: on.correlations.list_waiting("key")),
+    "correlations.next_delivery_at": _reads(lambda on: on.correlations.next_delivery_at()),
     "correlations.publish": _writes(lambda on: on.correlations.publish("key", {})),
     "correlations.release": _writes(lambda on: on.correlations.release([_DELIVERY])),
     "correlations.renew": _writes(lambda on: on.correlations.renew([_DELIVERY], _LEASE)),
