@@ -24,6 +24,7 @@ WORDS = {
     "ids": "ids and partitions",
     "types": "JSON",
     "clock": "time",
+    "telemetry": "metrics and traces",
 }
 
 
