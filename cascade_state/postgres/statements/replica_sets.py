@@ -23,6 +23,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    union,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -102,6 +103,16 @@ def _owner_is_gone() -> ColumnElement[bool]:
     return or_(_owned.owner.is_(None), ~alive)
 
 
+def _concerned() -> Any:
+    """The partitions that are the worker's, and those that are to be; each found in its own index."""
+    return union(
+        select(_owned.partition_id).where(_of_this_set(_owned.replica_set), _owned.owner == param("worker_id", TEXT)),
+        select(_target.partition_id).where(
+            _of_this_set(_target.replica_set), _target.worker_id == param("worker_id", TEXT)
+        ),
+    ).cte("concerned")
+
+
 def _owned_and_planned() -> ColumnElement[bool]:
     return and_(_target.partition_id == _owned.partition_id, _target.replica_set == _owned.replica_set)
 
@@ -123,6 +134,7 @@ def _share(source: Any) -> Select[Any]:
     )
     counted = workers.alias("counted")
     count = select(func.count()).where(counted.c.replica_set == param("replica_set", TEXT)).scalar_subquery()
+    concerned = _concerned()
     mine = (
         select(
             _owned.partition_id,
@@ -131,11 +143,9 @@ def _share(source: Any) -> Select[Any]:
             (_target.worker_id == param("worker_id", TEXT)).label("is_target"),
             _owner_is_gone().label("is_free"),
         )
-        .join_from(partition_assignments, partition_targets, _owned_and_planned())
-        .where(
-            _of_this_set(_owned.replica_set),
-            or_(_owned.owner == param("worker_id", TEXT), _target.worker_id == param("worker_id", TEXT)),
-        )
+        .join_from(concerned, partition_assignments, _owned.partition_id == concerned.c.partition_id)
+        .join(partition_targets, _owned_and_planned())
+        .where(_of_this_set(_owned.replica_set))
         .subquery("mine")
     )
     return (
