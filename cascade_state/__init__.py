@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from cascade_state.model.leases import Lease
     from cascade_state.model.lists import CursorList, Page
     from cascade_state.model.locks import LockInfo
+    from cascade_state.model.replica_sets import Membership, PartitionAssignment, RegisteredWorker
     from cascade_state.model.statistics import Statistics
     from cascade_state.model.step_results import StepResult
     from cascade_state.model.timers import ScheduleTimer, Timer, TimerStatus
@@ -108,10 +109,13 @@ __all__ = [
     "LockLost",
     "LockNotAcquired",
     "Locks",
+    "Membership",
     "NewEvent",
     "NotFound",
     "Page",
+    "PartitionAssignment",
     "RegisteredConsumer",
+    "RegisteredWorker",
     "ScheduleTimer",
     "SchemaMismatch",
     "SerializationError",
@@ -182,10 +186,13 @@ _HOMES = {
     "LockLost": "errors",
     "LockNotAcquired": "errors",
     "Locks": "abc.locks",
+    "Membership": "model.replica_sets",
     "NewEvent": "model.events",
     "NotFound": "errors",
     "Page": "model.lists",
+    "PartitionAssignment": "model.replica_sets",
     "RegisteredConsumer": "model.feeds",
+    "RegisteredWorker": "model.replica_sets",
     "ScheduleTimer": "model.timers",
     "SchemaMismatch": "errors",
     "SerializationError": "errors",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cascade_state.cli import flows, schema, statistics, testdb
+from cascade_state.cli import flows, schema, statistics, testdb, workers
 
 __all__ = ["app"]
 
@@ -28,6 +28,7 @@ app.command("migrate")(schema.migrate)
 app.command("check")(schema.check)
 app.add_typer(schema_app, name="schema")
 app.command("statistics")(statistics.show)
+app.command("workers")(workers.show)
 app.command("purge")(flows.purge)
 app.command("export")(flows.export)
 app.command("import")(flows.import_)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -100,6 +101,57 @@ def test_statistics_are_printed_for_people_and_for_programs(database_url: str) -
     shown = invoke("statistics", "--url", database_url).stdout
     assert "RUNNING" in shown
     assert "timers overdue" in shown
+
+
+async def two_workers(store: Store) -> None:
+    for worker_id, metadata in (("rhine-1", {"host": "rhine"}), ("main-2", {})):
+        await store.replica_sets.join("shipping", worker_id, stale_after=timedelta(hours=1), metadata=metadata)
+    await store.replica_sets.join("billing", "lahn-3", stale_after=timedelta(microseconds=1))
+
+
+def test_workers_are_shown_to_people(database_url: str) -> None:
+    options = ("workers", "--url", database_url)
+    assert invoke(*options).stdout == "no workers\n"
+    on_store(database_url, two_workers)
+    shown = invoke(*options).stdout
+    lines = [line.split() for line in shown.splitlines() if line.strip()]
+    assert ["Replica", "set", "shipping"] in lines
+    (alive,) = [line for line in lines if line[0] == "rhine-1"]
+    assert (alive[1], alive[-3:]) == ("yes", ["256", "0", "128"])
+    (joined,) = [line for line in lines if line[0] == "main-2"]
+    assert joined[-3:] == ["0", "128", "0"]
+    (silent,) = [line for line in lines if line[0] == "lahn-3"]
+    assert silent[1] == "no"
+    assert "256 partitions have no living owner" in shown
+    some = invoke(*options, "--replica-set", "shipping", "--partitions").stdout
+    assert "billing" not in some
+    rows = [line.split() for line in some.splitlines() if line.split()[2:3] == ["rhine-1"]]
+    assert [row[0] for row in rows] == [str(number) for number in range(256)]
+    assert ["0", "1", "rhine-1", "–"] in rows
+    assert ["255", "1", "rhine-1", "main-2"] in rows
+
+
+def test_workers_are_shown_to_programs(database_url: str) -> None:
+    on_store(database_url, two_workers)
+    options = ("workers", "--url", database_url, "--json")
+    billing, shipping = json.loads(invoke(*options).stdout)
+    assert (billing["replica_set"], billing["unowned"], billing["moving"]) == ("billing", 256, 0)
+    assert (shipping["replica_set"], shipping["unowned"], shipping["moving"]) == ("shipping", 0, 128)
+    main, rhine = shipping["workers"]
+    assert (main["worker_id"], main["partitions"]) == ("main-2", [])
+    assert (rhine["is_alive"], rhine["metadata"], rhine["stale_after"]) == (True, {"host": "rhine"}, 3600.0)
+    assert rhine["partitions"] == list(range(256))
+    assert "partitions" not in shipping
+    (found,) = json.loads(invoke(*options, "--replica-set", "shipping", "--partitions").stdout)
+    assert found["partitions"][255] == {
+        "partition_id": 255,
+        "owner": "rhine-1",
+        "generation": 1,
+        "next_owner": "main-2",
+    }
+    assert json.loads(invoke(*options, "--replica-set", "nobody").stdout) == [
+        {"replica_set": "nobody", "workers": [], "unowned": 0, "moving": 0}
+    ]
 
 
 def test_purge_removes_what_ended_before_and_counts_it(database_url: str) -> None:
