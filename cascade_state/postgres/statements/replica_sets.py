@@ -361,8 +361,9 @@ def _change_owners(condition: ColumnElement[bool]) -> Any:
 
 def _hand_over() -> Any:
     kept = bindparam("kept", type_=ARRAY(Text))
-    is_kept = cast(_owned.partition_id, Text) == func.any(kept)
-    lets_go = and_(_owned.owner == param("worker_id", TEXT), ~is_kept)
+    # Not the negation of "= any", which SQLAlchemy 2.0 writes as "!= any": unlike some of them, not all.
+    is_not_kept = cast(_owned.partition_id, Text) != func.all(kept)
+    lets_go = and_(_owned.owner == param("worker_id", TEXT), is_not_kept)
     takes = and_(_target.worker_id == param("worker_id", TEXT), _owner_is_gone())
     return _change_owners(or_(lets_go, takes))
 
