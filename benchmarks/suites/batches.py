@@ -14,7 +14,8 @@ from benchmarks.registry import BARE, TASKS, Operation, benchmark
 from benchmarks.suites.steps import orm_insert
 from cascade_state import FlowInstance
 from cascade_state.ids import partition_of
-from cascade_state.postgres.statements.timers import COMPLETE_ALL
+from cascade_state.postgres.statements.parameters import columns
+from cascade_state.postgres.statements.timers import COMPLETE_ALL, HELD_COLUMNS
 
 _GROUP = "batches"
 _BATCH = 100
@@ -99,13 +100,9 @@ async def _bare_claim(bench: Bench, tasks: int) -> Operation:
     async def operation(lane: int, index: int) -> int:
         connection = bench.bare.connections[lane]
         ((text, arguments),) = claims[lane]
-        rows = await connection.fetch(text, *arguments)
-        held = {
-            "held_partition_id": [str(partition_of(row["timer_id"], 256)) for row in rows],
-            "held_timer_id": [str(row["timer_id"]) for row in rows],
-            "held_token": [str(row["lease_token"]) for row in rows],
-            "held_count": len(rows),
-        }
+        records = await connection.fetch(text, *arguments)
+        rows = [(partition_of(row["timer_id"], 256), row["timer_id"], row["lease_token"]) for row in records]
+        held = {**columns("held", tuple(HELD_COLUMNS), rows), "held_count": len(rows)}
         done, complete_arguments = bench.bare.ready(COMPLETE_ALL, held)
         await connection.fetch(done, *complete_arguments)
         return len(rows)

@@ -31,7 +31,8 @@ __all__ = [
 DEFAULT_MAXIMUM_BYTES = 1024 * 1024
 MAXIMUM_DEPTH = 200  # Python's own encoder and PostgreSQL's parser both recurse; both take five times as much
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False).encode
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
+_encode = _encoder.encode
 _encode_canonical = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True, check_circular=False
 ).encode
@@ -47,8 +48,12 @@ def dump(value: JsonValue, argument: str, *, maximum_bytes: int = DEFAULT_MAXIMU
         InvalidArgument: The value is no JSON (NaN, NUL, a key that is no str, an unknown type), is nested
             deeper than 200 levels, or its text is longer than `maximum_bytes` of UTF-8.
     """
-    clean = value if _is_plain(value, 0) else normalize(value, argument)
-    text = _encoded(_encode, clean, argument)
+    if _is_plain(value, 0):
+        text = _encoded(_encode, value, argument)
+        if _is_storable(text):
+            _check_size(text, argument, maximum_bytes)
+            return text
+    text = _encoded(_encode, normalize(value, argument), argument)
     _check_size(text, argument, maximum_bytes)
     return text
 
@@ -86,7 +91,7 @@ def normalize(value: JsonValue, argument: str) -> Any:
 
 
 def _is_plain(value: Any, depth: int) -> bool:
-    """Whether a value can be encoded as it is.
+    """Whether a value is made of what JSON knows, so that it can be encoded as it is; texts are looked at afterwards.
 
     Says no to anything unusual; `normalize` then finds out what is wrong, and where. This runs for every document
     that is stored, so it looks at scalars without calling itself for them.
@@ -94,40 +99,37 @@ def _is_plain(value: Any, depth: int) -> bool:
     kind = type(value)
     if kind is dict:
         for key in value:
-            if type(key) is not str or not _is_plain_text(key):
+            if type(key) is not str:
                 return False
         items = value.values()
     elif kind is list or kind is tuple:
         items = value
     else:
-        return _is_plain_scalar(value)
+        return kind in _SCALARS and (kind is not float or math.isfinite(value))
     if depth >= MAXIMUM_DEPTH:
         return False
     for item in items:
         kind = type(item)
-        if kind is str:
-            if not (item.isascii() and "\x00" not in item) and not _is_plain_text(item):
+        if kind in _SCALARS:
+            if kind is float and not math.isfinite(item):
                 return False
-        elif kind is dict or kind is list or kind is tuple:
-            if not _is_plain(item, depth + 1):
-                return False
-        elif not (kind is int or _is_plain_scalar(item)):
+        elif not _is_plain(item, depth + 1):
             return False
     return True
 
 
-def _is_plain_scalar(value: Any) -> bool:
-    kind = type(value)
-    if kind is str:
-        return _is_plain_text(value)
-    return value is None or kind is bool or kind is int or (kind is float and math.isfinite(value))
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def _is_plain_text(text: str) -> bool:
-    if text.isascii():
-        return "\x00" not in text
-    if "\x00" in text:
+def _is_storable(text: str) -> bool:
+    """Whether an encoded document holds neither a NUL character, which JSON writes as an escape, nor a lone surrogate.
+
+    Says no to a text that spells the escape out, too, which is rare.
+    """
+    if "\\u0000" in text:
         return False
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,13 @@
 """Coalescing: one-statement operations that wait for a connection at the same time travel as one statement.
 
 While a statement of a line is in flight, further items of that line queue; when it returns, all that wait
-leave together as one batch statement with a result for each. Nothing ever waits when the line is idle: then
-the caller runs its own item itself, without a task in between. Sixteen concurrent tasks so share round trips
+leave together as one batch statement with a result for each. Nothing waits when the line is idle and was idle before:
+then the caller runs its own item itself, without a task in between. Sixteen concurrent tasks so share round trips
 and commits instead of queueing for them.
+
+Tasks that were answered together come back together. So a line that was busy takes one turn of the event loop before it
+forms the next batch: nobody waits for a clock, and none of them leaves alone ahead of the others. A line has two lanes,
+so that this process prepares one half of the items while the server works on the other.
 
 - Items with a key in common (one flow instance, say) never share a batch, and keep their order.
 - A batch that the database refuses as a whole has changed nothing, and is replayed one by one, so that one
@@ -28,6 +32,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MAXIMUM_BATCH = 64  # beyond this a batch saves little more, and its callers wait for each other
+_WHOLE_BATCH = 4  # so few are not divided between the lanes: a statement costs as much as two items
 
 
 class Line(Generic[Item, Result]):
@@ -44,12 +49,14 @@ class Line(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         keys: Callable[[Item], Collection[Hashable]],
         *,
-        lanes: int = 1,
+        lanes: int = 2,
     ) -> None:
         self._run = run
         self._keys = keys
         self._lanes = lanes
         self._in_flight = 0
+        self._items_in_flight = 0
+        self._is_crowded = False  # the last statement carried several items
         self._busy_keys: set[Hashable] = set()
         self._queue: deque[_Waiting[Item, Result]] = deque()
         self._drains: set[asyncio.Task[None]] = set()
@@ -58,10 +65,12 @@ class Line(Generic[Item, Result]):
 
     async def submit(self, item: Item) -> Result:
         """Returns the item's result, or raises its error."""
-        if self._in_flight < self._lanes and not self._queue and self._busy_keys.isdisjoint(self._keys(item)):
+        if not (self._in_flight or self._queue or self._is_crowded):
             return await self._run_alone(item)
         waiting: _Waiting[Item, Result] = _Waiting(item, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
+        if not self._in_flight:
+            self._start_drain()
         try:
             return await waiting.outcome
         except asyncio.CancelledError:
@@ -78,11 +87,13 @@ class Line(Generic[Item, Result]):
     async def _run_alone(self, item: Item) -> Result:
         keys = self._keys(item)
         self._begin_flight()
+        self._items_in_flight += 1
         self._busy_keys.update(keys)
         try:
             results: Sequence[Result] = await self._run((item,))
             return results[0]
         finally:
+            self._items_in_flight -= 1
             self._busy_keys.difference_update(keys)
             self._end_flight()
             self._start_drain()
@@ -97,6 +108,7 @@ class Line(Generic[Item, Result]):
             self._idle.set()
 
     def _start_drain(self) -> None:
+        """Sends what waits in the next turn of the event loop, if there is a lane for it."""
         if self._queue and self._in_flight < self._lanes:
             self._begin_flight()
             task = asyncio.get_running_loop().create_task(self._drain())
@@ -106,20 +118,28 @@ class Line(Generic[Item, Result]):
     async def _drain(self) -> None:
         try:
             while batch := self._next_batch():
+                self._start_drain()  # the other lane takes the rest
+                self._is_crowded = len(batch) > 1
                 keys = {key for waiting in batch for key in self._keys(waiting.item)}
                 self._busy_keys |= keys
+                self._items_in_flight += len(batch)
                 try:
                     await self._settle(batch)
                 finally:
+                    self._items_in_flight -= len(batch)
                     self._busy_keys -= keys
+                await asyncio.sleep(0)  # those who were answered may come again
         finally:
             self._end_flight()
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
+        """Takes this lane's share of what waits and may leave now."""
+        share = -(-(len(self._queue) + self._items_in_flight) // self._lanes)
+        size = min(_MAXIMUM_BATCH, max(_WHOLE_BATCH, share))
         batch: list[_Waiting[Item, Result]] = []
         seen = set(self._busy_keys)
         held_back: list[_Waiting[Item, Result]] = []
-        while self._queue and len(batch) < _MAXIMUM_BATCH:
+        while self._queue and len(batch) < size:
             waiting = self._queue.popleft()
             keys = self._keys(waiting.item)
             if seen.isdisjoint(keys):

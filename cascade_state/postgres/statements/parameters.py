@@ -1,12 +1,14 @@
 """Parameters of statements: bound values, relations made of arrays, and the one clock.
 
-Arrays travel as text[] and are cast in the statement. text[] is the one array type that the driver knows without
-asking the server; any other costs several round trips at its first use on a connection.
+An array travels as the text of an array literal, one parameter for each column of a relation, and the server makes it
+text[] and then what the column is. So the driver need not ask the server for array types, which costs several round
+trips at their first use on a connection, and need not look at every element. And the planner, which cannot see how many
+elements there are, makes one plan for any number of them instead of a new one at each execution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -49,7 +51,6 @@ __all__ = [
     "TEXT",
     "UUID_VALUE",
     "WANTED_PARTITIONS",
-    "as_text",
     "columns",
     "looked_up",
     "param",
@@ -92,32 +93,51 @@ def scalars(name: str, types: dict[str, TypeEngine[Any]]) -> Select[Any]:
 
 
 def relation(name: str, types: dict[str, TypeEngine[Any]]) -> Select[Any]:
-    """Returns a relation with a row for each element of the equally long text[] parameters `{name}_{column}`."""
-    arrays = [bindparam(f"{name}_{column}", type_=ARRAY(Text)) for column in types]
+    """Returns a relation with a row for each element of the equally long array parameters `{name}_{column}`."""
+    arrays = [cast(bindparam(f"{name}_{column}", type_=TEXT), ARRAY(Text)) for column in types]
     unnested = func.unnest(*arrays).table_valued(*types, name=f"{name}_text").render_derived()
     return select(*(_typed(unnested.c[column], type_).label(column) for column, type_ in types.items()))
 
 
-def columns(name: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, list[str | None]]:
-    """Returns the values of a `relation`: for each column an array of text."""
-    arrays: list[list[str | None]] = [[] for _ in names]
-    for row in rows:
-        for array, value in zip(arrays, row, strict=True):
-            array.append(as_text(value))
-    return {f"{name}_{column}": array for column, array in zip(names, arrays, strict=True)}
+def columns(name: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """Returns the values of a `relation`: for each column an array literal."""
+    given = list(rows)
+    arrays = zip(*given, strict=True) if given else ((),) * len(names)
+    return {f"{name}_{column}": _array(values) for column, values in zip(names, arrays, strict=True)}
 
 
-def as_text(value: Any) -> str | None:
-    """Returns a value as PostgreSQL reads it from text."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return f"{value.days} days {value.seconds} seconds {value.microseconds} microseconds"
-    if isinstance(value, UUID):
-        return str(value)
-    return repr(value)
+def _array(values: Iterable[Any]) -> str:
+    return "{" + ",".join([_ELEMENTS[type(value)](value) for value in values]) + "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{duration.days} days {duration.seconds} seconds {duration.microseconds} microseconds"
+
+
+class _Elements(dict[type, Callable[[Any], str]]):
+    """How a value is written as an element of an array literal: by its class, or the nearest of its bases."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], str]:
+        write = self[kind] = next(self[base] for base in kind.__mro__[1:] if base in self)
+        return write
+
+
+# What is not quoted holds no character with a meaning there.
+_ELEMENTS = _Elements(
+    {
+        type(None): lambda _: "NULL",
+        str: _quoted,
+        int: int.__repr__,
+        bool: bool.__repr__,
+        UUID: lambda value: value.hex,
+        datetime: datetime.isoformat,
+        timedelta: _seconds,
+    }
+)
 
 
 WANTED_PARTITIONS = {"partition_id": INTEGER}
