@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from cascade_state.errors import InvalidArgument, InvalidTransition, LeaseLost
 from cascade_state.ids import DEFAULT_PARTITION_COUNT, new_timer_id
 from cascade_state.model import documents
 from cascade_state.model.arguments import check_count, check_key, check_uuid
+from cascade_state.model.changes import Changes
 from cascade_state.model.correlations import Delivery
 from cascade_state.model.events import NewEvent
 from cascade_state.model.flow_instances import FlowInstance, checked_schedule
@@ -49,8 +51,7 @@ class Limits:
     partition_count: int = DEFAULT_PARTITION_COUNT
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedResult:
+class PlannedResult(NamedTuple):
     """A step result to be written (over an earlier one of the same step, if there is one)."""
 
     step_id: str
@@ -82,8 +83,7 @@ class PlannedWait:
     expires_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedEvent:
+class PlannedEvent(NamedTuple):
     """A history event to be appended; the store gives it the flow's next sequence number."""
 
     event_type: str
@@ -167,18 +167,13 @@ def plan_advance(
         LeaseLost: Something in `completes` was never claimed, or was released.
     """
     changes = instance.changes
-    timers, deliveries = _held(completes)
-    planned_timers = _planned_timers(instance, schedule, limits)
-    completed = {timer.timer_id for timer in timers}
-    acknowledged = {(held.flow_instance_id, held.step_id, held.correlation_key) for held in deliveries}
-    drop_waits = dict.fromkeys(changes.dropped_waits)
-    for step_id, wait in changes.added_waits.items():
-        drop_waits.pop((step_id, wait.correlation_key), None)  # the insert replaces the row
+    timers, deliveries = _held(completes) if completes else ((), ())
     put, remove = _planned_states(put_states, remove_states, limits)
-    flow = instance.flow_instance_id
+    is_terminal = instance.is_terminal
+    waits, pending_timers = instance.waits, instance.pending_timers
     return AdvancePlan(
         instance=_checked_instance(instance),
-        is_terminal=instance.is_terminal,
+        is_terminal=is_terminal,
         lease=_checked_lease(lease),
         trigger_data=_dump(instance.trigger_data, "trigger_data", limits) if instance.version == 0 else "null",
         search_attributes=documents.dump_search_attributes(
@@ -187,27 +182,45 @@ def plan_advance(
         if instance.search_attributes
         else "{}",
         error=None if instance.error is None else _dump(instance.error, "error", limits),
-        waits=_dump(instance.waits, "waits", limits) if instance.waits else None,
-        pending_timers=_dump({step: str(timer) for step, timer in instance.pending_timers.items()}, "timers", limits)
-        if instance.pending_timers
+        waits=_dump(waits, "waits", limits) if waits else None,
+        pending_timers=_dump({step: str(timer) for step, timer in pending_timers.items()}, "timers", limits)
+        if pending_timers
         else None,
-        results=tuple(_planned_result(result, limits) for result in changes.results.values()),
-        schedule=planned_timers,
-        cancel=tuple(
-            timer_id
-            for timer_id in dict.fromkeys((*changes.dropped_timers, *(check_uuid(item, "cancel") for item in cancel)))
-            if timer_id not in completed
-        ),
+        results=tuple([_planned_result(result, limits) for result in changes.results.values()]),
+        schedule=_planned_timers(instance, schedule, limits),
+        cancel=_cancelled(changes, cancel, timers),
         add_waits=tuple(
-            PlannedWait(step_id, wait.correlation_key, wait.expires_at) for step_id, wait in changes.added_waits.items()
+            [
+                PlannedWait(step_id, wait.correlation_key, wait.expires_at)
+                for step_id, wait in changes.added_waits.items()
+            ]
         ),
-        drop_waits=tuple(item for item in drop_waits if (flow, *item) not in acknowledged),
+        drop_waits=_dropped_waits(instance, deliveries) if changes.dropped_waits else (),
         put_states=put,
         remove_states=remove,
         complete_timers=timers,
         complete_deliveries=deliveries,
-        events=tuple(_planned_event(event, limits) for event in (*changes.events, *events)),
+        events=tuple([_planned_event(event, limits) for event in (*changes.events, *events)]),
     )
+
+
+def _cancelled(changes: Changes, cancel: Iterable[UUID], completed: Sequence[HeldTimer]) -> tuple[UUID, ...]:
+    wanted = dict.fromkeys((*changes.dropped_timers, *[check_uuid(item, "cancel") for item in cancel]))
+    for held in completed if wanted else ():
+        wanted.pop(held.timer_id, None)
+    return tuple(wanted)
+
+
+def _dropped_waits(instance: FlowInstance, acknowledged: Sequence[HeldDelivery]) -> tuple[tuple[str, str], ...]:
+    """The waits whose rows are to be removed: not those that are replaced, or acknowledged."""
+    changes = instance.changes
+    dropped = dict.fromkeys(changes.dropped_waits)
+    for step_id, wait in changes.added_waits.items():
+        dropped.pop((step_id, wait.correlation_key), None)  # the insert replaces the row
+    for held in acknowledged:
+        if held.flow_instance_id == instance.flow_instance_id:
+            dropped.pop((held.step_id, held.correlation_key), None)
+    return tuple(dropped)
 
 
 def plan_timer(
@@ -300,12 +313,14 @@ def _checked_lease(lease: Lease | None) -> Lease | None:
 def _planned_timers(
     instance: FlowInstance, schedule: Iterable[ScheduleTimer], limits: Limits
 ) -> tuple[PlannedTimer, ...]:
+    own = instance.changes.added_timers
+    if not own and not schedule:
+        return ()
     flow = instance.flow_instance_id
-    extra = tuple(plan_timer(flow, timer, limits) for timer in schedule)
+    extra = tuple([plan_timer(flow, timer, limits) for timer in schedule])
     if instance.is_terminal and extra:
         raise InvalidTransition(from_status=instance.status, to_status="WAITING_FOR_TIMER")
-    own = instance.changes.added_timers.items()
-    return tuple(plan_timer(flow, timer, limits, timer_id=timer_id) for timer_id, timer in own) + extra
+    return tuple([plan_timer(flow, timer, limits, timer_id=timer_id) for timer_id, timer in own.items()]) + extra
 
 
 def _planned_result(result: StepResult, limits: Limits) -> PlannedResult:
@@ -322,12 +337,16 @@ def _planned_states(
     put_states: Mapping[str, JsonValue] | None, remove_states: Sequence[str] | Iterable[str], limits: Limits
 ) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     put = tuple(
-        (check_key(step_id, "put_states"), _dump(state, "put_states", limits, step_id))
-        for step_id, state in (put_states or {}).items()
+        [
+            (check_key(step_id, "put_states"), _dump(state, "put_states", limits, step_id))
+            for step_id, state in (put_states or {}).items()
+        ]
     )
+    if not remove_states:
+        return put, ()
     if isinstance(remove_states, str):
         raise InvalidArgument(argument="remove_states", reason="must be step ids, not one str")
-    remove = tuple(dict.fromkeys(check_key(step_id, "remove_states") for step_id in remove_states))
+    remove = tuple(dict.fromkeys([check_key(step_id, "remove_states") for step_id in remove_states]))
     both = {step_id for step_id, _ in put}.intersection(remove)
     if both:
         raise InvalidArgument(argument="remove_states", reason=f"names a step that put_states names too: {min(both)!r}")

@@ -32,7 +32,28 @@ DEFAULT_MAXIMUM_BYTES = 1024 * 1024
 MAXIMUM_DEPTH = 200  # Python's own encoder and PostgreSQL's parser both recurse; both take five times as much
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
-_encode = _encoder.encode
+
+
+def _prepared(encoder: json.JSONEncoder) -> Callable[[Any], str]:
+    """Returns `encoder.encode`, without the C encoder that it makes anew for each document where there is one."""
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return encoder.encode
+    parts = make(
+        None,
+        encoder.default,
+        json.encoder.encode_basestring,  # for ensure_ascii=False
+        None,
+        encoder.key_separator,
+        encoder.item_separator,
+        encoder.sort_keys,
+        encoder.skipkeys,
+        encoder.allow_nan,
+    )
+    return lambda value: "".join(parts(value, 0))
+
+
+_encode = _prepared(_encoder)
 _encode_canonical = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True, check_circular=False
 ).encode
@@ -87,7 +108,10 @@ def normalize(value: JsonValue, argument: str) -> Any:
     Raises:
         InvalidArgument: See `dump`; the error's `path` leads to the value, as in `$.items[2].price`.
     """
-    return _copied(value, argument, ())
+    try:
+        return _plain_copy(value, 0)
+    except _Unusual:
+        return _copied(value, argument, ())
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -121,6 +145,32 @@ def _is_plain(value: Any, depth: int) -> bool:
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
+class _Unusual(Exception):
+    """A value that has to be looked at closely."""
+
+
+def _plain_copy(value: Any, depth: int) -> Any:
+    """Returns a copy of a value that is as it should be, without noting on the way where it is."""
+    kind = type(value)
+    if kind is dict or kind is list or kind is tuple:
+        if depth >= MAXIMUM_DEPTH:
+            raise _Unusual
+        if kind is dict:
+            return {_plain_text(key): _plain_copy(item, depth + 1) for key, item in value.items()}
+        return [_plain_copy(item, depth + 1) for item in value]
+    if kind is str:
+        return _plain_text(value)
+    if kind not in _SCALARS or (kind is float and not math.isfinite(value)):
+        raise _Unusual
+    return value
+
+
+def _plain_text(text: Any) -> Any:
+    if type(text) is not str or "\x00" in text or not (text.isascii() or _is_encodable(text)):
+        raise _Unusual
+    return text
+
+
 def _is_storable(text: str) -> bool:
     """Whether an encoded document holds neither a NUL character, which JSON writes as an escape, nor a lone surrogate.
 
@@ -128,8 +178,11 @@ def _is_storable(text: str) -> bool:
     """
     if "\\u0000" in text:
         return False
-    if text.isascii():
-        return True
+    return text.isascii() or _is_encodable(text)
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether a text has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -24,6 +24,11 @@ BUSINESS_KEY_SCOPE = "business_key:"  # the scope of a business key is this and 
 
 _BATCH_FLOW = ("item", *FLOW_COLUMNS)
 _BATCH_NEW_FLOW = ("item", *NEW_FLOW_COLUMNS)
+_ONE_FLOW = tuple(f"flow_{column}" for column in FLOW_COLUMNS)
+_ONE_NEW_FLOW = tuple(f"flow_{column}" for column in NEW_FLOW_COLUMNS)
+_PART_NAMES = {part: tuple(types) for part, types in PART_COLUMNS.items()}
+_ONE_PART = {part: tuple(f"{part}_{column}" for column in types) for part, types in PART_COLUMNS.items()}
+_BATCH_PART_NAMES = {part: ("item", *names) for part, names in _PART_NAMES.items()}
 
 
 class AdvanceOperation(Operation[AdvancePlan]):
@@ -33,38 +38,46 @@ class AdvanceOperation(Operation[AdvancePlan]):
         self._is_new = is_new
 
     def keys(self, item: AdvancePlan) -> Collection[Hashable]:
+        instance = item.instance
+        keys: list[Hashable] = [instance.flow_instance_id]
+        if self._is_new and instance.business_key is not None:
+            # Two statements that each take two keys, in other orders, would wait for each other in a circle.
+            keys.append((instance.flow_id, instance.business_key))
         # Within one statement each of two flows would find a timer or delivery held, and acknowledge it.
-        acknowledged = [held.timer_id for held in item.complete_timers]
-        deliveries = [(held.correlation_key, held.flow_instance_id, held.step_id) for held in item.complete_deliveries]
-        return item.instance.flow_instance_id, *acknowledged, *deliveries
+        keys += [held.timer_id for held in item.complete_timers]
+        keys += [(held.correlation_key, held.flow_instance_id, held.step_id) for held in item.complete_deliveries]
+        return keys
 
     def prepare(self, items: Sequence[AdvancePlan], executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
-        is_batch = len(items) > 1
+        if len(items) == 1:
+            return self._one(items[0], executor)
         rows: dict[str, list[tuple[Any, ...]]] = {}
-        shape: set[str] = set()
+        flags: set[str] = set()
         for position, plan in enumerate(items):
-            if plan.is_terminal:
-                shape.add("terminal")
-            if plan.lease is not None:
-                shape.add("lease")
+            flags.update(_flags(plan))
             for part, part_rows in _parts(plan, executor):
-                if is_batch:
-                    rows.setdefault(part, []).extend((position, *row) for row in part_rows)
-                else:
-                    rows[part] = list(part_rows)
-        values: dict[str, Any] = {"now": executor.now()}
-        if is_batch:
-            names = _BATCH_NEW_FLOW if self._is_new else _BATCH_FLOW
-            flows = [(position, *self._flow(plan, executor)) for position, plan in enumerate(items)]
-            values.update(columns("flow", names, flows))
-        else:
-            types = NEW_FLOW_COLUMNS if self._is_new else FLOW_COLUMNS
-            for name, value in zip(types, self._flow(items[0], executor), strict=True):
-                values[f"flow_{name}"] = value
-        for part, part_rows in rows.items():
-            names = ("item", *PART_COLUMNS[part]) if is_batch else tuple(PART_COLUMNS[part])
-            values.update(columns(part, names, part_rows))
-        return advance_statement(Shape(self._is_new, is_batch, frozenset(shape.union(rows)))), values
+                rows.setdefault(part, []).extend([(position, *row) for row in part_rows])
+        names = _BATCH_NEW_FLOW if self._is_new else _BATCH_FLOW
+        flows = [(position, *self._flow(plan, executor)) for position, plan in enumerate(items)]
+        values: dict[str, Any] = {"now": executor.now(), **columns("flow", names, flows)}
+        for part, all_rows in rows.items():
+            values.update(columns(part, _BATCH_PART_NAMES[part], all_rows))
+        return advance_statement(Shape(self._is_new, True, frozenset(flags.union(rows)))), values
+
+    def _one(self, plan: AdvancePlan, executor: Executor) -> tuple[Statement, Mapping[str, Any]]:
+        parts = set(_flags(plan))
+        names = _ONE_NEW_FLOW if self._is_new else _ONE_FLOW
+        values: dict[str, Any] = dict(zip(names, self._flow(plan, executor), strict=True))
+        values["now"] = executor.now()
+        single_rows = set()
+        for part, rows in _parts(plan, executor):
+            parts.add(part)
+            if len(rows) == 1:
+                single_rows.add(part)
+                values.update(zip(_ONE_PART[part], rows[0], strict=True))
+            else:
+                values.update(columns(part, _PART_NAMES[part], rows))
+        return advance_statement(Shape(self._is_new, False, frozenset(parts), frozenset(single_rows))), values
 
     def _flow(self, plan: AdvancePlan, executor: Executor) -> tuple[Any, ...]:
         """The flow's own values, in the order of its columns."""
@@ -100,6 +113,14 @@ class AdvanceOperation(Operation[AdvancePlan]):
         )
 
 
+def _flags(plan: AdvancePlan) -> Iterator[str]:
+    """Yields what else decides the shape of the statement."""
+    if plan.is_terminal:
+        yield "terminal"
+    if plan.lease is not None:
+        yield "lease"
+
+
 def _parts(plan: AdvancePlan, executor: Executor) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
     """Yields the parts that a plan writes, each with its rows in the order of its columns."""
     if plan.complete_timers:
@@ -122,10 +143,7 @@ def _parts(plan: AdvancePlan, executor: Executor) -> Iterator[tuple[str, Sequenc
             ],
         )
     if plan.results:
-        yield (
-            "results",
-            [(item.step_id, item.status, item.outputs, item.error, item.attempt) for item in plan.results],
-        )
+        yield "results", plan.results
     if plan.put_states:
         yield "put_states", plan.put_states
     if plan.remove_states:

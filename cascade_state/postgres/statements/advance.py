@@ -14,9 +14,8 @@ flow has finished.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     CTE,
@@ -130,17 +129,18 @@ PART_COLUMNS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What a statement is for: new flows or stored ones, one or a batch, and the parts that it writes.
 
     `parts` names parts of `PART_COLUMNS`, and "terminal" and "lease" where a flow ends or is written under
-    its lease.
+    its lease. `single_rows` names those parts of one flow that are one row: it travels as scalars, which costs
+    less than arrays of one element, on both sides.
     """
 
     is_new: bool
     is_batch: bool
     parts: frozenset[str]
+    single_rows: frozenset[str] = frozenset()
 
 
 @cache
@@ -581,6 +581,8 @@ class _Builder:
         types = PART_COLUMNS[name]
         if self._shape.is_batch:
             return relation(name, {"item": INTEGER, **types}).cte(name)
+        if name in self._shape.single_rows:
+            return scalars(name, types).cte(name)
         return relation(name, types).add_columns(literal_column("0", INTEGER).label("item")).cte(name)
 
     def _joined(self, given: CTE) -> Select[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -99,11 +100,16 @@ def relation(name: str, types: dict[str, TypeEngine[Any]]) -> Select[Any]:
     return select(*(_typed(unnested.c[column], type_).label(column) for column, type_ in types.items()))
 
 
-def columns(name: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+def columns(name: str, names: tuple[str, ...], rows: Iterable[Sequence[Any]]) -> dict[str, str]:
     """Returns the values of a `relation`: for each column an array literal."""
-    given = list(rows)
-    arrays = zip(*given, strict=True) if given else ((),) * len(names)
-    return {f"{name}_{column}": _array(values) for column, values in zip(names, arrays, strict=True)}
+    given = rows if isinstance(rows, Sequence) else list(rows)
+    arrays: Iterable[Sequence[Any]] = zip(*given, strict=True) if given else ((),) * len(names)
+    return dict(zip(_parameters(name, names), map(_array, arrays), strict=True))
+
+
+@cache
+def _parameters(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([f"{name}_{column}" for column in names])
 
 
 def _array(values: Iterable[Any]) -> str:
