@@ -7,8 +7,9 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ import asyncpg
 
 from benchmarks.bench import opened_bench
 from benchmarks.comparing import compare
-from benchmarks.measuring import Effort, Result, measure
-from benchmarks.registry import TASKS, registered
+from benchmarks.effort import Effort
+from benchmarks.growth import Growth, GrowthResult, measure_growth, registered_growth
+from benchmarks.measuring import Result, measure
+from benchmarks.registry import TASKS, Benchmark, registered
 from benchmarks.report import as_document, as_json, as_markdown, machine
 from cascade_state.postgres.shared_server import SharedServer, socket_url
 
-_QUICK = Effort(operations=60, rounds=2)
-_THOROUGH = Effort(operations=200, rounds=5)
+_QUICK = Effort(operations=60, rounds=2, tasks=TASKS[:2], sizes=(10_000, 100_000))
+_THOROUGH = Effort(operations=200, rounds=5, tasks=TASKS, sizes=(10_000, 1_000_000))
 
 # Durable, as a store's server should be; only the sizes are those of a server that does real work.
-_SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": "8GB"}
+_SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": "4GB"}
 
 
 def main() -> int:
@@ -35,6 +38,12 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only benchmarks with this in their name or group")
     parser.add_argument(
         "--tasks", default=None, metavar="N,N", help="only these numbers of tasks (default: 1,16,64; 1,16 when quick)"
+    )
+    parser.add_argument(
+        "--sizes",
+        default=None,
+        metavar="N,N",
+        help="numbers of flows and timers for the growth (default: 10000,1000000; 10000,100000 when quick)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
@@ -48,29 +57,45 @@ def main() -> int:
         text, slower = compare(before, after)
         print(text)
         return int(slower)
-    chosen = [one for one in registered() if arguments.only in one.name or arguments.only in one.group]
+    chosen = [one for one in registered() if arguments.only in f"{one.group}: {one.name}"]
+    growing = [one for one in registered_growth() if arguments.only in f"growth: {one.name}"]
     if arguments.list:
         print("\n".join(f"{one.group}: {one.name} ({', '.join(one.contenders)})" for one in chosen))
+        print("\n".join(f"growth: {one.name}" for one in growing))
         return 0
-    tasks: tuple[int, ...] = TASKS[:2] if arguments.quick else TASKS
-    if arguments.tasks:
-        tasks = tuple(map(int, arguments.tasks.split(",")))
-    document = asyncio.run(_run(chosen, tasks, _QUICK if arguments.quick else _THOROUGH))
+    document = asyncio.run(_run(chosen, growing, _effort(arguments)))
     if arguments.output is not None:
         arguments.output.write_text(as_json(document) + "\n")
     print(as_json(document) if arguments.json else as_markdown(document))
     return 0
 
 
-async def _run(chosen: list[Any], tasks: tuple[int, ...], effort: Effort) -> dict[str, Any]:
+def _effort(arguments: argparse.Namespace) -> Effort:
+    effort = _QUICK if arguments.quick else _THOROUGH
+    if arguments.tasks:
+        effort = replace(effort, tasks=_numbers(arguments.tasks))
+    if arguments.sizes:
+        effort = replace(effort, sizes=_numbers(arguments.sizes))
+    return effort
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+async def _run(chosen: Sequence[Benchmark], growing: Sequence[Growth], effort: Effort) -> dict[str, Any]:
     results: list[Result] = []
+    grown: list[GrowthResult] = []
     with _server() as (url, postmaster):
-        async with opened_bench(url, postmaster, max(tasks)) as bench:
-            for number in tasks:
-                results += await measure(bench, chosen, number, effort, _progress)
+        if chosen:
+            async with opened_bench(url, postmaster, max(effort.tasks)) as bench:
+                for number in effort.tasks:
+                    results += await measure(bench, chosen, number, effort, _progress)
+        if growing:
+            grown = await measure_growth(url, growing, effort, _progress)
         about = machine(await _server_version(url))
     _progress("")
-    return as_document(results, about)
+    return as_document(results, grown, about)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Bench:
         self.bare = bare
         self.orm = orm
         self.operations = 1  # how many times each lane calls the operation of this round
+        self.loaded_flows = 0  # what `growth` put into the database
         self.definition: FlowDefinition
         self._stack = stack
 

@@ -11,27 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.bench import Bench
+from benchmarks.effort import Effort
 from benchmarks.processor_time import ProcessorTime
 from benchmarks.registry import OURS, Benchmark, Contender, Latency
 from cascade_state import open_store
 from tests.postgres.wire import Wire
 
-__all__ = ["Effort", "Figures", "Result", "measure", "quantile"]
+__all__ = ["Figures", "Result", "measure", "quantile"]
 
 _COUNTED = 12  # operations of a lane while round trips are counted
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is measured."""
-
-    operations: int  # of one task in one round; several tasks share some more
-    rounds: int
-
-    def lane_operations(self, tasks: int, share: float) -> int:
-        """Returns how often each lane calls the operation in one round."""
-        total = self.operations * math.sqrt(tasks) * 2 if tasks > 1 else self.operations
-        return max(1, round(total * share / tasks))
 
 
 @dataclass(slots=True)

@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.growth import GrowthResult
 from benchmarks.measuring import Figures, Result, quantile
 from benchmarks.registry import OURS
 
-__all__ = ["as_document", "as_json", "as_markdown", "machine"]
+__all__ = ["as_document", "as_json", "as_markdown", "growth_table", "machine"]
 
 
 def machine(server_version: str) -> dict[str, Any]:
@@ -38,9 +39,13 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def as_document(results: Sequence[Result], about: dict[str, Any]) -> dict[str, Any]:
+def as_document(results: Sequence[Result], grown: Sequence[GrowthResult], about: dict[str, Any]) -> dict[str, Any]:
     """Returns the figures as plain values: what is written as JSON, compared and drawn."""
-    return {"machine": about, "results": [_result(result) for result in results]}
+    return {
+        "machine": about,
+        "results": [_result(result) for result in results],
+        "growth": [result.as_document() for result in grown],
+    }
 
 
 def _result(result: Result) -> dict[str, Any]:
@@ -82,6 +87,8 @@ def as_markdown(document: dict[str, Any]) -> str:
     lines: list[str] = []
     for group, results in groups.items():
         lines += [f"**{group[0].upper()}{group[1:]}**", "", *_table(results), ""]
+    if document["growth"]:
+        lines += ["**Growth**", "", *growth_table(document["growth"]), ""]
     about = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     return "\n".join([*lines, f"Measured on: {about}."])
 
@@ -106,6 +113,17 @@ def _table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
             *(_number(result["ratios"].get(name), 2) for name in others),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def growth_table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yields the lines of the table of growth: medians by size."""
+    sizes = list(results[0]["sizes"])
+    heads = ["operation", *(f"{int(size):,} flows and timers, p50 ms" for size in sizes), "factor"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for result in results:
+        cells = [result["name"], *(f"{result['sizes'][size]['p50_ms']:.2f}" for size in sizes)]
+        yield f"| {' | '.join(cells)} | {result['factor']:.2f} |"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,0 +1,120 @@
+"""Growth: the same operation on a small and on a large store, in turns, so that a busy moment hits both.
+
+`@growth("get")` registers one: the decorated function prepares a round on a store of some size and returns the
+operation, whose latency is what counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+
+from benchmarks.bench import Bench, opened_bench
+from benchmarks.effort import Effort
+from benchmarks.loading import load
+from benchmarks.measuring import quantile
+from benchmarks.registry import Prepare
+
+__all__ = ["Growth", "GrowthResult", "growth", "measure_growth", "registered_growth"]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One operation that should cost the same on a store of any size."""
+
+    name: str
+    prepare: Prepare
+    grows: str = ""  # why it may cost more on a larger store, where it does
+
+
+@dataclass(slots=True)
+class GrowthResult:
+    """Latencies in seconds, by the number of flows (and timers) in the store."""
+
+    name: str
+    grows: str
+    latencies: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def factor(self) -> float:
+        """How many times as long the largest store takes as the smallest: of the medians."""
+        medians = [statistics.median(self.latencies[size]) for size in sorted(self.latencies)]
+        return medians[-1] / medians[0]
+
+    def as_document(self) -> dict[str, Any]:
+        """Returns plain values."""
+        sizes = {
+            str(size): {
+                "p50_ms": round(statistics.median(latencies) * 1e3, 4),
+                "p99_ms": round(quantile(latencies, 0.99) * 1e3, 4),
+            }
+            for size, latencies in sorted(self.latencies.items())
+        }
+        return {"name": self.name, "grows": self.grows, "sizes": sizes, "factor": round(self.factor, 3)}
+
+
+_registered: list[Growth] = []
+
+
+def growth(name: str, *, grows: str = "") -> Callable[[Prepare], Prepare]:
+    """Registers an operation whose growth is measured."""
+
+    def register(prepare: Prepare) -> Prepare:
+        _registered.append(Growth(name, prepare, grows))
+        return prepare
+
+    return register
+
+
+def registered_growth() -> list[Growth]:
+    """Returns what is registered; `registry.registered()` has imported the modules."""
+    return list(_registered)
+
+
+async def measure_growth(
+    url: str, chosen: Sequence[Growth], effort: Effort, progress: Callable[[str], None]
+) -> list[GrowthResult]:
+    """Loads a database of each size and measures every operation on all of them in turns."""
+    results = [GrowthResult(one.name, one.grows) for one in chosen]
+    async with AsyncExitStack() as stack:
+        benches: dict[int, Bench] = {}
+        for size in effort.sizes:
+            progress(f"growth: loading {size:,} flows and timers")
+            benches[size] = await stack.enter_async_context(opened_bench(await _database(url, size), None, 1))
+            await load(benches[size].bare.connections[0], size)
+            benches[size].loaded_flows = size
+        for number in range(effort.rounds + 1):  # the first round warms up
+            for one, result in zip(chosen, results, strict=True):
+                for size, bench in benches.items():
+                    progress(f"growth: {one.name}, {size:,} flows, round {number} of {effort.rounds}")
+                    latencies = await _round(bench, one, effort.growth_operations)
+                    if number:
+                        result.latencies.setdefault(size, []).extend(latencies)
+    return results
+
+
+async def _round(bench: Bench, one: Growth, operations: int) -> list[float]:
+    bench.operations = operations
+    operation = await one.prepare(bench, 1)
+    latencies = []
+    for index in range(operations):
+        begin = time.perf_counter()
+        await operation(0, index)
+        latencies.append(time.perf_counter() - begin)
+    return latencies
+
+
+async def _database(url: str, size: int) -> str:
+    name = f"growth_{size}"
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return url.replace("/postgres?", f"/{name}?", 1)
