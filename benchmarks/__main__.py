@@ -24,11 +24,17 @@ from benchmarks.registry import TASKS, Benchmark, registered
 from benchmarks.report import as_document, as_json, as_markdown, machine
 from cascade_state.postgres.shared_server import SharedServer, socket_url
 
-_QUICK = Effort(operations=60, rounds=2, tasks=TASKS[:2], sizes=(10_000, 100_000))
-_THOROUGH = Effort(operations=200, rounds=5, tasks=TASKS, sizes=(10_000, 1_000_000))
+_QUICK = Effort(operations=60, rounds=2, tasks=TASKS[:2], sizes=(10_000, 100_000), cycles=20_000)
+_THOROUGH = Effort(operations=200, rounds=5, tasks=TASKS, sizes=(10_000, 1_000_000), cycles=1_000_000)
 
-# Durable, as a store's server should be; only the sizes are those of a server that does real work.
-_SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": "4GB"}
+# Durable, as the server of a store should be, with the sizes of one that does real work. Autovacuum looks more often
+# than by default; see `bloat`.
+_SETTINGS = {
+    "max_connections": "200",
+    "shared_buffers": "1GB",
+    "max_wal_size": "4GB",
+    "autovacuum_naptime": "15s",
+}
 
 
 def main() -> int:
@@ -45,6 +51,7 @@ def main() -> int:
         metavar="N,N",
         help="numbers of flows and timers for the growth (default: 10000,1000000; 10000,100000 when quick)",
     )
+    parser.add_argument("--cycles", type=int, help="timers for the bloat (default: 1000000; 20000 when quick)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
     parser.add_argument("--list", action="store_true", help="only list the benchmarks")
@@ -61,9 +68,10 @@ def main() -> int:
     growing = [one for one in registered_growth() if arguments.only in f"growth: {one.name}"]
     if arguments.list:
         print("\n".join(f"{one.group}: {one.name} ({', '.join(one.contenders)})" for one in chosen))
-        print("\n".join(f"growth: {one.name}" for one in growing))
+        print("\n".join(f"growth: {one.name}" for one in growing) + "\ngrowth: bloat")
         return 0
-    document = asyncio.run(_run(chosen, growing, _effort(arguments)))
+    effort = _effort(arguments)
+    document = asyncio.run(_run(chosen, growing, effort, bloat=arguments.only in "growth: bloat"))
     if arguments.output is not None:
         arguments.output.write_text(as_json(document) + "\n")
     print(as_json(document) if arguments.json else as_markdown(document))
@@ -76,6 +84,8 @@ def _effort(arguments: argparse.Namespace) -> Effort:
         effort = replace(effort, tasks=_numbers(arguments.tasks))
     if arguments.sizes:
         effort = replace(effort, sizes=_numbers(arguments.sizes))
+    if arguments.cycles:
+        effort = replace(effort, cycles=arguments.cycles)
     return effort
 
 
@@ -83,19 +93,22 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
-async def _run(chosen: Sequence[Benchmark], growing: Sequence[Growth], effort: Effort) -> dict[str, Any]:
+async def _run(
+    chosen: Sequence[Benchmark], growing: Sequence[Growth], effort: Effort, *, bloat: bool
+) -> dict[str, Any]:
     results: list[Result] = []
     grown: list[GrowthResult] = []
+    swollen = None
     with _server() as (url, postmaster):
         if chosen:
             async with opened_bench(url, postmaster, max(effort.tasks)) as bench:
                 for number in effort.tasks:
                     results += await measure(bench, chosen, number, effort, _progress)
-        if growing:
-            grown = await measure_growth(url, growing, effort, _progress)
+        if growing or bloat:
+            grown, swollen = await measure_growth(url, growing, effort, _progress, bloat=bloat)
         about = machine(await _server_version(url))
     _progress("")
-    return as_document(results, grown, about)
+    return as_document(results, grown, swollen, about)
 
 
 @contextmanager

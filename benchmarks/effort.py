@@ -16,6 +16,7 @@ class Effort:
     rounds: int
     tasks: tuple[int, ...]
     sizes: tuple[int, ...]  # numbers of flows, for the growth
+    cycles: int  # timers that go through the table, for the bloat
 
     def lane_operations(self, tasks: int, share: float) -> int:
         """Returns how often each lane calls the operation in one round."""

@@ -13,10 +13,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import asyncpg
-
 from benchmarks.bench import Bench, opened_bench
+from benchmarks.bloat import measure_bloat
 from benchmarks.effort import Effort
+from benchmarks.empty_database import created
 from benchmarks.loading import load
 from benchmarks.measuring import quantile
 from benchmarks.registry import Prepare
@@ -78,25 +78,27 @@ def registered_growth() -> list[Growth]:
 
 
 async def measure_growth(
-    url: str, chosen: Sequence[Growth], effort: Effort, progress: Callable[[str], None]
-) -> list[GrowthResult]:
-    """Loads a database of each size and measures every operation on all of them in turns."""
+    url: str, chosen: Sequence[Growth], effort: Effort, progress: Callable[[str], None], *, bloat: bool
+) -> tuple[list[GrowthResult], dict[str, Any] | None]:
+    """Loads a database of each size and measures every operation on all of them in turns; then the largest's bloat."""
     results = [GrowthResult(one.name, one.grows) for one in chosen]
     async with AsyncExitStack() as stack:
         benches: dict[int, Bench] = {}
-        for size in effort.sizes:
+        for size in effort.sizes if chosen else effort.sizes[-1:]:
             progress(f"growth: loading {size:,} flows and timers")
-            benches[size] = await stack.enter_async_context(opened_bench(await _database(url, size), None, 1))
+            database = await created(url, f"growth_{size}")
+            benches[size] = await stack.enter_async_context(opened_bench(database, None, 1))
             await load(benches[size].bare.connections[0], size)
             benches[size].loaded_flows = size
-        for number in range(effort.rounds + 1):  # the first round warms up
+        for number in range(effort.rounds + 1 if chosen else 0):  # the first round warms up
             for one, result in zip(chosen, results, strict=True):
                 for size, bench in benches.items():
                     progress(f"growth: {one.name}, {size:,} flows, round {number} of {effort.rounds}")
                     latencies = await _round(bench, one, effort.growth_operations)
                     if number:
                         result.latencies.setdefault(size, []).extend(latencies)
-    return results
+        swollen = await measure_bloat(benches[max(benches)], effort.cycles, progress) if bloat else None
+    return results, swollen
 
 
 async def _round(bench: Bench, one: Growth, operations: int) -> list[float]:
@@ -108,13 +110,3 @@ async def _round(bench: Bench, one: Growth, operations: int) -> list[float]:
         await operation(0, index)
         latencies.append(time.perf_counter() - begin)
     return latencies
-
-
-async def _database(url: str, size: int) -> str:
-    name = f"growth_{size}"
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(f"CREATE DATABASE {name}")
-    finally:
-        await connection.close()
-    return url.replace("/postgres?", f"/{name}?", 1)

@@ -15,7 +15,7 @@ from benchmarks.growth import GrowthResult
 from benchmarks.measuring import Figures, Result, quantile
 from benchmarks.registry import OURS
 
-__all__ = ["as_document", "as_json", "as_markdown", "growth_table", "machine"]
+__all__ = ["as_document", "as_json", "as_markdown", "bloat_sentence", "growth_table", "machine"]
 
 
 def machine(server_version: str) -> dict[str, Any]:
@@ -39,12 +39,15 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def as_document(results: Sequence[Result], grown: Sequence[GrowthResult], about: dict[str, Any]) -> dict[str, Any]:
+def as_document(
+    results: Sequence[Result], grown: Sequence[GrowthResult], bloat: dict[str, Any] | None, about: dict[str, Any]
+) -> dict[str, Any]:
     """Returns the figures as plain values: what is written as JSON, compared and drawn."""
     return {
         "machine": about,
         "results": [_result(result) for result in results],
         "growth": [result.as_document() for result in grown],
+        "bloat": bloat,
     }
 
 
@@ -89,6 +92,8 @@ def as_markdown(document: dict[str, Any]) -> str:
         lines += [f"**{group[0].upper()}{group[1:]}**", "", *_table(results), ""]
     if document["growth"]:
         lines += ["**Growth**", "", *growth_table(document["growth"]), ""]
+    if document["bloat"]:
+        lines += [bloat_sentence(document["bloat"]), ""]
     about = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     return "\n".join([*lines, f"Measured on: {about}."])
 
@@ -124,6 +129,15 @@ def growth_table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     for result in results:
         cells = [result["name"], *(f"{result['sizes'][size]['p50_ms']:.2f}" for size in sizes)]
         yield f"| {' | '.join(cells)} | {result['factor']:.2f} |"
+
+
+def bloat_sentence(bloat: dict[str, Any]) -> str:
+    """Returns what happened to the timers' table."""
+    return (
+        f"{bloat['cycles']:,} timers scheduled, claimed and completed in a table of {bloat['timers']:,}: the table "
+        f"became {bloat['table_factor']:.2f} times as large, its indexes {bloat['indexes_factor']:.2f} times "
+        f"(autovacuum ran {bloat['after']['autovacuums']} times)."
+    )
 
 
 def _number(value: float | None, digits: int) -> str:
