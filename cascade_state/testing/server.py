@@ -117,6 +117,11 @@ class PostgresServer(DatabaseCommands):
         """Where a server started here keeps its files; None for somebody else's."""
         return self._server.directory if self._server is not None else None
 
+    @property
+    def is_thrown_away(self) -> bool:
+        """Whether everything on it goes with its last user."""
+        return self._server is not None and self._server.remove_when_last
+
     def url_for(self, name: str) -> str:
         """Returns the `postgresql://` URL of a database, whether it exists or not."""
         if self._server is None:

@@ -10,17 +10,29 @@ import pytest
 
 from cascade_state.testing import PostgresServer
 from tests.testing_toolkit.foreign_project import ForeignProject
+from tests.testing_toolkit.pytest_server import PytestServer
 
 __all__: list[str] = []
 
 
+@pytest.fixture(scope="session")
+def nested_pytest() -> Iterator[PytestServer]:
+    """Runs pytest in other directories."""
+    started = PytestServer()
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def make_project(server: PostgresServer, tmp_path: Path) -> Iterator[Callable[..., ForeignProject]]:
+def make_project(
+    server: PostgresServer, nested_pytest: PytestServer, tmp_path: Path
+) -> Iterator[Callable[..., ForeignProject]]:
     """Makes projects with tests of their own; their templates are dropped afterwards."""
     made: list[ForeignProject] = []
 
     def make(*, template: str = "async") -> ForeignProject:
-        project = ForeignProject(tmp_path / f"project{len(made)}", secrets.token_hex(4), template=template)
+        directory = tmp_path / f"project{len(made)}"
+        project = ForeignProject(nested_pytest, directory, secrets.token_hex(4), template=template)
         made.append(project)
         return project
 

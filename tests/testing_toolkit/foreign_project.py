@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -17,10 +15,9 @@ from alembic.config import Config
 from cascade_state.testing import PostgresServer
 from cascade_state.testing.blocking import run_blocking
 from cascade_state.testing.connections import connect
+from tests.testing_toolkit.pytest_server import PytestServer
 
 __all__ = ["ForeignProject"]
-
-WAIT = 60.0
 
 REVISION = '''
 """Colours."""
@@ -63,13 +60,15 @@ class ForeignProject:
     """A directory with `alembic.ini`, `migrations/`, `paint/models.py`, `pytest.ini`, and tests to be added.
 
     Args:
+        pytest_server: Runs its tests.
         directory: Where.
         mark: Goes into the migration, so that two projects do not share a template.
         template: The kind of `env.py`, by the name of Alembic's own template.
     """
 
-    def __init__(self, directory: Path, mark: str, *, template: str = "async") -> None:
+    def __init__(self, pytest_server: PytestServer, directory: Path, mark: str, *, template: str = "async") -> None:
         self.directory = directory
+        self._pytest = pytest_server
         self._log = directory / "migrated.log"
         with contextlib.redirect_stdout(io.StringIO()):
             command.init(Config(str(directory / "alembic.ini")), str(directory / "migrations"), template)
@@ -95,17 +94,9 @@ class ForeignProject:
         """How often the revision ran."""
         return len(self._log.read_text().splitlines()) if self._log.exists() else 0
 
-    def start(self, *options: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts pytest there, with the environment of a fresh terminal."""
-        clean = {name: text for name, text in os.environ.items() if not name.startswith(("CASCADE_", "PYTEST_", "COV"))}
-        return subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=self.directory,
-            env=clean | environment,
-        )
+    def run(self, *options: str, **environment: str) -> tuple[int, str]:
+        """Runs pytest there; returns its exit code and what it printed."""
+        return self._pytest.run(self.directory, *options, **environment)
 
     def templates(self, server: PostgresServer) -> list[str]:
         """The template databases that were made of this project."""
@@ -116,17 +107,9 @@ class ForeignProject:
                     "SELECT datname::text, shobj_description(oid, 'pg_database') FROM pg_database WHERE datistemplate"
                 )
             comments = {name: json.loads(comment) for name, comment in rows if (comment or "").startswith("{")}
-            return [
-                name for name, comment in comments.items() if comment["metadata"].get("project") == str(self.directory)
-            ]
+            return [name for name, comment in comments.items() if self._is_of(comment)]
 
         return run_blocking(look())
 
-    def run(self, *options: str, **environment: str) -> tuple[int, str]:
-        """Runs pytest there; returns its exit code and what it printed."""
-        process = self.start(*options, **environment)
-        try:
-            output, _ = process.communicate(timeout=WAIT)
-        finally:
-            process.kill()
-        return process.returncode, output
+    def _is_of(self, comment: Any) -> bool:
+        return bool(comment.get("metadata", {}).get("project") == str(self.directory))

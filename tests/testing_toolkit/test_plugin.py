@@ -13,7 +13,8 @@ from cascade_state.testing import PostgresServer
 from cascade_state.testing.blocking import run_blocking
 from tests.testing_toolkit.foreign_project import ForeignProject
 
-pytestmark = pytest.mark.postgres
+# Some run pytest several times; the default is for a single honest test.
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]
 
 ISOLATION = """
 import logging
@@ -85,6 +86,12 @@ logging.getLogger("app")
 """
 
 
+def copies(server: PostgresServer, project: ForeignProject) -> set[str]:
+    """The databases that were copied from the project's templates."""
+    hashes = [template.rpartition("_")[2] for template in project.templates(server)]
+    return {name for name in databases(server) for digest in hashes if name.startswith(f"cascade_state_test_{digest}")}
+
+
 def databases(server: PostgresServer) -> set[str]:
     async def look() -> set[str]:
         connection = await asyncpg.connect(server.url)
@@ -125,6 +132,7 @@ def test_each_test_has_its_own_migrated_database(
     assert "11 passed" in output
     assert project.migrations == 1
     assert not kept_urls(output)
+    assert not copies(server, project)
     (template,) = project.templates(server)
     said = re.search(r"cascade_state: PostgreSQL (\S+), template (\S+) \(hash ([0-9a-f]{64})\)", output)
     assert said is not None, output
@@ -195,7 +203,6 @@ def test_the_databases_of_failed_tests_are_kept_and_named(server: PostgresServer
     run_blocking(_execute(server.url, f"DROP ROLE IF EXISTS {role}"))
     run_blocking(_execute(server.url, run))
     url = server.url.replace("postgres@", f"{role}:{password}@", 1)
-    before = databases(server)
     try:
         code, output = project.run(f"--postgres-url={url}", "-k", "not shows")
         assert code == 1, output
@@ -212,11 +219,11 @@ def test_the_databases_of_failed_tests_are_kept_and_named(server: PostgresServer
             real = database_url.replace(f"{role}:***@", f"{role}:{password}@")
             assert value(real, "SELECT name FROM colour") == expected
         assert output.count("kept for you: ") == 4
-        assert len(databases(server) - before) == 5  # and the template
+        assert len(copies(server, project)) == 4
         none_code, none_output = project.run(f"--postgres-url={url}", "--keep-databases=none")
         assert none_code == 1
         assert not kept_urls(none_output)
-        assert len(databases(server) - before) == 5
+        assert len(copies(server, project)) == 4
         all_code, all_output = project.run(f"--postgres-url={url}", "--keep-databases=all", "-k", "good", "-n", "1")
         assert all_code == 0, all_output
         assert set(kept_urls(all_output)) == {"test_failing.py::test_good"}
@@ -224,8 +231,9 @@ def test_the_databases_of_failed_tests_are_kept_and_named(server: PostgresServer
             assert password not in text
         assert f"{role}:***@" in output
     finally:
-        for name in databases(server) - before:
+        for name in copies(server, project) | set(project.templates(server)):
             server.blocking.drop_database(name, force=True)
+        run_blocking(_execute(server.url, f"DROP OWNED BY {role}"))
         run_blocking(_execute(server.url, f"DROP ROLE {role}"))
 
 

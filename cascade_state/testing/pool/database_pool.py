@@ -76,6 +76,11 @@ class PooledDatabase:
         self.number: int = slot.number
         self.generation: int = slot.generation
         self._is_clean = False
+        self._is_kept = False
+
+    def keep(self) -> None:
+        """Takes the database out of the pool when the lease ends: it stays as it is, for a person to look into."""
+        self._is_kept = True
 
     def keep_clean(self) -> None:
         """Says that the database was not changed: the next holder gets it as it is, at once.
@@ -440,6 +445,18 @@ class DatabasePool:
             _logger.warning("database %s was not this process's any more when it was given back", database.name)
         self._count_return(is_clean=is_clean)
 
+    async def _let_go(self, database: PooledDatabase) -> None:
+        if self._leases.pop(database.name, None) is not database:
+            return
+        key = (database.template, database.number, database.generation, self._session.holder)
+        try:
+            await self._session.fetchrow(slots.LET_GO, *key)
+        except TestDatabaseError as exc:
+            _logger.warning("database %s was not kept: %s", database.name, exc)
+        finally:
+            self._session.leased.discard(database.name)
+        self._keeper.wake()
+
     def _count_return(self, *, is_clean: bool) -> None:
         if is_clean:
             self._counters.returned_clean += 1
@@ -529,6 +546,9 @@ class _Lease(AbstractAsyncContextManager[PooledDatabase]):
         return self._database
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        if self._database._is_kept:
+            await _to_the_end(self._pool._let_go(self._database))
+            return
         is_clean = self._database._is_clean and exc_type is None
         await _to_the_end(self._pool._give_back(self._database, is_clean=is_clean))
 

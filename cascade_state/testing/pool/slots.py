@@ -28,6 +28,7 @@ __all__ = [
     "GIVE_BACK_DIRTY",
     "LAYOUT",
     "LEASE",
+    "LET_GO",
     "LOOK_UP",
     "TAKE_BACK",
     "Slot",
@@ -170,6 +171,13 @@ SELECT pg_notify('slots', template) IS NOT NULL AS given FROM given
 # $1 template, $2 number, $3 generation, $4 holder, $5 whether to end the sessions that are connected.
 GIVE_BACK_DIRTY = """
 UPDATE slots SET state = 'recycling', holder = NULL, may_disconnect = $5, changed_at = clock_timestamp()
+WHERE template = $1 AND number = $2 AND generation = $3 AND holder = $4 AND state = 'leased'
+RETURNING true AS given
+"""
+
+# The database stays, and its name with it: nobody makes another one that is called so. $1 … $4 as above.
+LET_GO = """
+DELETE FROM slots
 WHERE template = $1 AND number = $2 AND generation = $3 AND holder = $4 AND state = 'leased'
 RETURNING true AS given
 """

@@ -81,7 +81,7 @@ def sync_session(sync_engine: Engine) -> Iterator[Session]:
 @pytest.fixture(scope="session")
 def _shared_database(request: pytest.FixtureRequest, template_database: TemplateDatabase) -> TemporaryDatabase:
     """One copy of the template for all tests of this process that roll back."""
-    return run_of(request.config).databases.hand_out(template_database)
+    return run_of(request.config).hand_out()
 
 
 @pytest.fixture(scope="session")
@@ -136,8 +136,7 @@ def _database_of_the_test(request: pytest.FixtureRequest) -> Iterator[TemporaryD
     from cascade_state.testing.pytest_plugin.reporting import USE, Use
 
     run = run_of(request.config)
-    template = run.template(with_store=not _STORE_FIXTURES.isdisjoint(request.fixturenames))
-    database = run.databases.hand_out(template)
+    database = run.hand_out(with_store=not _STORE_FIXTURES.isdisjoint(request.fixturenames))
     use = request.node.stash[USE] = Use(database)
     yield database
     check_connections(run, request.node, use)

@@ -101,8 +101,8 @@ class Reporter:
             terminalreporter.write_line(f"{test}\n    {url}")
         if len(self.kept) > _SHOWN_LIMIT:
             terminalreporter.write_line(f"… and {len(self.kept) - _SHOWN_LIMIT} more")
-        until = "for a day" if self._is_given_server() else "and their server until the next run of this project"
-        terminalreporter.write_line(f"They stay {until}; --keep-databases=none keeps none.")
+        until = " for a day" if self._is_given_server() else ", and their server, until the next run of this project"
+        terminalreporter.write_line(f"They stay{until}; --keep-databases=none keeps none.")
 
     def _is_given_server(self) -> bool:
         from cascade_state.testing.pytest_plugin.options import options_of

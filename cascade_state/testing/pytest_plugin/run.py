@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cascade_state.errors import DatabaseNotFound
 from cascade_state.testing.pytest_plugin.options import Options, options_of
 
 if TYPE_CHECKING:
     from cascade_state.postgres.file_lock import FileLock
+    from cascade_state.testing.databases import TemporaryDatabase
     from cascade_state.testing.pytest_plugin.databases import Databases
     from cascade_state.testing.pytest_plugin.template import Recipe, TemplateDatabase
     from cascade_state.testing.server import PostgresServer
@@ -31,10 +33,11 @@ _BUILD_MINUTES = 15
 class Run:
     """The shared things of this process."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, processes: int) -> None:
         self.options = options
+        self._processes = processes
         self.facts: dict[str, Any] = {}
-        self._templates: dict[bool, TemplateDatabase] = {}
+        self._templates: dict[bool, TemplateDatabase | Exception] = {}
 
     @cached_property
     def server(self) -> PostgresServer:
@@ -52,13 +55,30 @@ class Run:
         """The test databases of this process."""
         from cascade_state.testing.pytest_plugin.databases import Databases
 
-        return Databases(self.server)
+        return Databases(self.server, self._processes)
+
+    def hand_out(self, *, with_store: bool = False) -> TemporaryDatabase:
+        """Returns a copy of the template for one test; a template that somebody dropped meanwhile is made again."""
+        try:
+            return self.databases.hand_out(self.template(with_store=with_store))
+        except DatabaseNotFound:
+            del self._templates[with_store]
+            return self.databases.hand_out(self.template(with_store=with_store))
 
     def template(self, *, with_store: bool = False) -> TemplateDatabase:
-        """Returns the finished template; the first process that asks makes it, once for each state of its files."""
+        """Returns the finished template; the first process that asks makes it, once for each state of its files.
+
+        What went wrong once is said again to every test of this process, without another attempt.
+        """
         if with_store not in self._templates:
-            self._templates[with_store] = self._ensured(self._recipe(with_store))
-        return self._templates[with_store]
+            try:
+                self._templates[with_store] = self._ensured(self._recipe(with_store))
+            except Exception as exc:
+                self._templates[with_store] = exc
+        known = self._templates[with_store]
+        if isinstance(known, Exception):
+            raise known
+        return known
 
     def close(self, *, keep_server: bool) -> None:
         """Drops what was not kept and leaves the server."""
@@ -96,7 +116,8 @@ _HELD = pytest.StashKey["FileLock"]()
 def run_of(config: pytest.Config) -> Run:
     """Returns what this process shares."""
     if RUN not in config.stash:
-        config.stash[RUN] = Run(options_of(config))
+        worker = getattr(config, "workerinput", {"workercount": 1})
+        config.stash[RUN] = Run(options_of(config), worker["workercount"])
     return config.stash[RUN]
 
 

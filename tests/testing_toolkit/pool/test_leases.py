@@ -381,3 +381,32 @@ async def test_a_lease_that_was_lost_is_said_so(
         with caplog.at_level(logging.WARNING):
             assert "was not this process's any more" in caplog.text
     await server.drop_database(database.name)
+
+
+async def test_a_database_that_is_kept_leaves_the_pool(
+    server: PostgresServer,
+    template: str,
+    rows_of: Callable[[str], Awaitable[list[str]]],
+    change: Callable[[str], Awaitable[None]],
+) -> None:
+    async with pool_of(server, template, 1, 1) as pool:
+        async with pool.lease(timeout=WAIT) as kept:
+            await change(kept.url)
+            kept.keep()
+        async with pool.lease(timeout=WAIT) as other:  # there is room for another one, of another name
+            assert other.name != kept.name
+            assert await rows_of(other.url) == ["red"]
+        assert kept.name not in await pool.clear()
+        assert await rows_of(kept.url) == ["changed", "red"]
+
+
+async def test_what_cannot_be_kept_is_a_warning(
+    server: PostgresServer, template: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pool_of(server, template, 1, 1) as pool:
+        lease = pool.lease(timeout=WAIT)
+        database = await lease.__aenter__()
+        database.keep()
+        await pool.close()  # which gave the lease up
+        await lease.__aexit__(None, None, None)
+        assert not caplog.messages
