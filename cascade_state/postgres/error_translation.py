@@ -45,6 +45,9 @@ _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # looked at, because both come as XX000.
 _DISTRIBUTED = ("could not commit transaction for shard", "server closed the connection unexpectedly")
 
+# How SQLAlchemy says, in a code of its own, that a connection that broke before has no transaction any more.
+_CONNECTION_WAS_LOST = "8s2b"
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -89,6 +92,8 @@ def translated_error(error: BaseException) -> Exception:
 def _without_sqlstate(error: BaseException) -> Exception:
     if isinstance(error, sqlalchemy_errors.TimeoutError):
         return StoreUnavailable(reason="no connection of the pool became free in time")
+    if isinstance(error, sqlalchemy_errors.PendingRollbackError) and error.code == _CONNECTION_WAS_LOST:
+        return StoreUnavailable(reason="the connection failed before")
     original: Any = getattr(error, "orig", None) or error
     cause = original.__cause__ or original
     if isinstance(cause, asyncpg.InterfaceError) and "another operation is in progress" in str(cause):

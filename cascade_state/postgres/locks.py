@@ -119,7 +119,7 @@ class PostgresLocks(Locks):
     ) -> HeldLock | None:
         key = self.key_of(name)
         if not await self._interruptible(self._is_granted(connection, key, shared, patience)):
-            _log.info("not acquired lock=%r waited=%.3f", name, patience.waited())
+            _log.debug("not acquired lock=%r waited=%.3f", name, patience.waited())
             self._connections.put_back(connection)
             return None
         pid = connection.get_server_pid()
@@ -136,7 +136,7 @@ class PostgresLocks(Locks):
         token: int = record["token"]
         if self._closed:
             raise StoreNotOpen
-        _log.info("acquired lock=%r token=%d pid=%d waited=%.3f", name, token, pid, patience.waited())
+        _log.debug("acquired lock=%r token=%d pid=%d waited=%.3f", name, token, pid, patience.waited())
         lock = _SessionLock(self, connection, lock_name=name, key=key, shared=shared, fencing_token=token)
         self._held.add(lock)
         return lock
@@ -180,7 +180,7 @@ class PostgresLocks(Locks):
             _log.warning("lost lock=%r token=%d reason=%s", lock.lock_name, lock.fencing_token, error)
             connection.terminate()
             return False
-        _log.info("released lock=%r token=%d", lock.lock_name, lock.fencing_token)
+        _log.debug("released lock=%r token=%d", lock.lock_name, lock.fencing_token)
         self._connections.put_back(connection)
         return bool(record["granted"])
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cascade_state.testing.clock import FrozenClock
     from cascade_state.testing.databases import TemporaryDatabase
+    from cascade_state.testing.fault_plan import FaultPlan
+    from cascade_state.testing.faults import Fault, FaultKind, FiredFault
     from cascade_state.testing.hashing import DirectoryHash, hash_directory, migration_hash
     from cascade_state.testing.integresql.calls import IntegresqlDatabase
     from cascade_state.testing.integresql.client import IntegresqlClient
@@ -23,6 +25,10 @@ __all__ = [
     "DatabaseConfig",
     "DatabasePool",
     "DirectoryHash",
+    "Fault",
+    "FaultKind",
+    "FaultPlan",
+    "FiredFault",
     "FrozenClock",
     "IntegresqlClient",
     "IntegresqlDatabase",
@@ -40,6 +46,10 @@ _HOMES = {
     "DatabaseConfig": "integresql.database_config",
     "DatabasePool": "pool",
     "DirectoryHash": "hashing",
+    "Fault": "faults",
+    "FaultKind": "faults",
+    "FaultPlan": "fault_plan",
+    "FiredFault": "faults",
     "FrozenClock": "clock",
     "IntegresqlClient": "integresql.client",
     "IntegresqlDatabase": "integresql.calls",

@@ -20,6 +20,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES))
 
 from cascade_state.testing.contracts.base import LEASE, PATIENCE, OpenStore, StoreContract  # noqa: E402
 from cascade_state.testing.contracts.observing import Observer  # noqa: E402
+from cascade_state.testing.contracts.rule_machine import SideBySideMachine  # noqa: E402
 from cascade_state.testing.contracts.rules import capabilities_of, every_test, requires, rule, rules_of  # noqa: E402
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "PATIENCE",
     "Observer",
     "OpenStore",
+    "SideBySideMachine",
     "StoreContract",
     "capabilities_of",
     "every_contract",
