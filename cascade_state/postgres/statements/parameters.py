@@ -149,7 +149,7 @@ _ELEMENTS = _Elements(
 WANTED_PARTITIONS = {"partition_id": INTEGER}
 
 
-def partition_values(partitions: Iterable[int]) -> dict[str, list[str | None]]:
+def partition_values(partitions: Iterable[int]) -> dict[str, str]:
     """Returns the values of the relation `wanted` of chosen partitions."""
     return columns("wanted", tuple(WANTED_PARTITIONS), ((partition,) for partition in sorted(partitions)))
 
