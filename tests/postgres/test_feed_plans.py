@@ -75,54 +75,41 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(part)
 
 
-@pytest.mark.parametrize(
-    ("statement", "values", "index"),
-    [
+async def test_the_feed_is_read_along_an_index(history: Any) -> None:
+    for statement, values, index in (
         (events.READ_FIRST, {}, "ix_flow_events_feed"),
         (events.READ_BEHIND, _LATE, "ix_flow_events_feed"),
         (events.READ_PARTITION, {"partition_id": 7, **_EARLY}, "ix_flow_events_partition_feed"),
         (events.READ_PARTITION, {"partition_id": 7, **_LATE}, "ix_flow_events_partition_feed"),
-    ],
-    ids=lambda value: value.name if isinstance(value, Statement) else "",
-)
-async def test_the_feed_is_read_along_an_index(
-    history: Any, statement: Statement, values: dict[str, Any], index: str
-) -> None:
-    nodes = await _plan(history, statement, values)
-    kinds = [node["Node Type"] for node in nodes]
-    assert kinds == ["Limit", "Index Scan"]
-    assert nodes[1]["Index Name"] == index
-    assert "Filter" not in nodes[1]  # nothing is read that is not wanted
+    ):
+        nodes = await _plan(history, statement, values)
+        assert [node["Node Type"] for node in nodes] == ["Limit", "Index Scan"], statement
+        assert nodes[1]["Index Name"] == index, statement
+        assert "Filter" not in nodes[1], statement  # nothing is read that is not wanted
 
 
-_CONSUMER = {"consumer": "late", "partitions": [str(number) for number in range(256)], "partition_id": 7, "lock_key": 1}
+_CONSUMER = {"partitions": [str(number) for number in range(256)], "partition_id": 7, "lock_key": 1}
 _PURGE = {"before": datetime.now(UTC), "force": False, "partition_count": 256}
 
 
 @pytest.mark.parametrize("consumer", ["early", "late"])
-@pytest.mark.parametrize(
-    ("statement", "values"),
-    [
+async def test_a_consumer_looks_into_partitions_by_their_own_index(history: Any, consumer: str) -> None:
+    for statement, values in (
         (feeds.FIND_NEWS, {}),
         (feeds.READ_BATCH, {}),
         (feeds.LAG, {}),
         (statistics.STATISTICS, {}),
         (feeds.PURGE_EVENTS, _PURGE),
-    ],
-    ids=lambda value: value.name if isinstance(value, Statement) else "",
-)
-async def test_a_consumer_looks_into_partitions_by_their_own_index(
-    history: Any, statement: Statement, values: dict[str, Any], consumer: str
-) -> None:
-    nodes = await _plan(history, statement, {**_CONSUMER, **values, "consumer": consumer})
-    scans = [node for node in nodes if node.get("Relation Name") == "flow_events" and "Scan" in node["Node Type"]]
-    assert scans
-    for node in scans:
-        assert node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), node
-    indexes = {node["Index Name"] for node in nodes if "flow_events" in node.get("Index Name", "")}
-    assert indexes <= {"ix_flow_events_partition_feed", "pk_flow_events"}
-    if statement in (feeds.FIND_NEWS, feeds.READ_BATCH):
-        assert {"Sort", "Bitmap Heap Scan"}.isdisjoint(node["Node Type"] for node in nodes)
+    ):
+        nodes = await _plan(history, statement, {**_CONSUMER, **values, "consumer": consumer})
+        scans = [node for node in nodes if node.get("Relation Name") == "flow_events" and "Scan" in node["Node Type"]]
+        assert scans, statement
+        for node in scans:
+            assert node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), (statement, node)
+        indexes = {node["Index Name"] for node in nodes if "flow_events" in node.get("Index Name", "")}
+        assert indexes <= {"ix_flow_events_partition_feed", "pk_flow_events"}, statement
+        if statement in (feeds.FIND_NEWS, feeds.READ_BATCH):
+            assert {"Sort", "Bitmap Heap Scan"}.isdisjoint(node["Node Type"] for node in nodes), statement
 
 
 async def test_what_is_new_costs_as_much_as_there_are_partitions(history: Any) -> None:
