@@ -56,6 +56,18 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "cascade_state.worker.leases.lost": Metric(
             "counter", "{lease}", ("kind",), "leases that a renewal or a commit found lost"
         ),
+        "cascade_state.feed.events": Metric(
+            "counter", "{event}", ("consumer",), "events whose batch a feed consumer committed"
+        ),
+        "cascade_state.feed.batches": Metric(
+            "counter",
+            "{batch}",
+            ("consumer", "outcome"),
+            "what became of a batch: full or done, nothing (somebody else has it), lost or failed",
+        ),
+        "cascade_state.feed.batch.duration": Metric(
+            "histogram", "s", ("consumer", "outcome"), "from the start of a batch to the end of its commit"
+        ),
         "cascade_state.worker.store_errors": Metric(
             "counter", "{error}", ("kind",), "errors of the store that a loop got over"
         ),
@@ -67,6 +79,8 @@ SPANS: Mapping[str, str] = MappingProxyType(
     {
         "cascade_state.handle": "one call of a handler with its transaction; `kind`, `outcome`, `flow_instance_id`, "
         "`step_id`, `attempts`",
+        "cascade_state.feed.batch": "one batch of a feed consumer with its transaction; `consumer`, `partition_id`, "
+        "`outcome`, `events`",
     }
 )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cascade_state.cli import flows, schema, statistics, testdb, workers
+from cascade_state.cli import feeds, flows, schema, statistics, testdb, workers
 
 __all__ = ["app"]
 
@@ -29,7 +29,16 @@ app.command("check")(schema.check)
 app.add_typer(schema_app, name="schema")
 app.command("statistics")(statistics.show)
 app.command("workers")(workers.show)
+feeds_app: typer.Typer = typer.Typer(help="Looks after the consumers of the feed.", no_args_is_help=True)
+feeds_app.command("list")(feeds.list_)
+feeds_app.command("pause")(feeds.pause)
+feeds_app.command("resume")(feeds.resume)
+feeds_app.command("reset")(feeds.reset)
+feeds_app.command("remove")(feeds.remove)
+
+app.add_typer(feeds_app, name="feeds")
 app.command("purge")(flows.purge)
+app.command("purge-events")(flows.purge_events)
 app.command("export")(flows.export)
 app.command("import")(flows.import_)
 app.add_typer(testdb_app, name="testdb")

@@ -21,7 +21,7 @@ from cascade_state.cli.printing import print_json
 from cascade_state.cli.running import MISUSED, stop, with_store
 from cascade_state.model.flow_status import FlowStatus
 
-__all__ = ["export", "import_", "purge"]
+__all__ = ["export", "import_", "purge", "purge_events"]
 
 
 class Ended(StrEnum):
@@ -32,19 +32,25 @@ class Ended(StrEnum):
     CANCELLED = FlowStatus.CANCELLED.value
 
 
+Before = Annotated[
+    str | None,
+    typer.Option("--before", help="An instant with its offset, as 2026-01-31T00:00:00+00:00."),
+]
+OlderThan = Annotated[
+    str | None,
+    typer.Option("--older-than", help="Instead: an age by this machine's clock, as 90d, 12h, 30m."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Remove what consumers of the feed have not handled, too: they never see it.")
+]
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def purge(
     url: Url,
-    before: Annotated[
-        str | None,
-        typer.Option("--before", help="An instant with its offset, as 2026-01-31T00:00:00+00:00."),
-    ] = None,
-    older_than: Annotated[
-        str | None,
-        typer.Option("--older-than", help="Instead: an age by this machine's clock, as 90d, 12h, 30m."),
-    ] = None,
+    before: Before = None,
+    older_than: OlderThan = None,
     status: Annotated[
         list[Ended] | None,
         typer.Option("--status", help="Only flows that ended so; may be repeated.", case_sensitive=False),
@@ -53,6 +59,7 @@ def purge(
         int, typer.Option("--batch-size", min=1, max=MAXIMUM_LIMIT, help="How many flows go in one transaction.")
     ] = 1000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, say how many would go.")] = False,
+    force: Force = False,
     schema: Schema = None,
     partition_count: PartitionCount = None,
     as_json: AsJson = False,
@@ -64,10 +71,10 @@ def purge(
     async def work(store: Store) -> int:
         flows = store.flow_instances
         if dry_run:
-            return await flows.purge(instant, statuses=statuses, limit=MAXIMUM_LIMIT, dry_run=True)
+            return await flows.purge(instant, statuses=statuses, limit=MAXIMUM_LIMIT, dry_run=True, force=force)
         total = 0
         with Console(stderr=True).status("purging") as shown:
-            while removed := await flows.purge(instant, statuses=statuses, limit=batch_size):
+            while removed := await flows.purge(instant, statuses=statuses, limit=batch_size, force=force):
                 total += removed
                 shown.update(f"purging: {total} flows removed")
         return total
@@ -80,6 +87,36 @@ def purge(
         typer.echo(f"{total}{more} flows would be removed")
     else:
         typer.echo(f"{total} flows removed")
+
+
+def purge_events(
+    url: Url,
+    before: Before = None,
+    older_than: OlderThan = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MAXIMUM_LIMIT, help="How many events go in one transaction.")
+    ] = 1000,
+    force: Force = False,
+    schema: Schema = None,
+    partition_count: PartitionCount = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove history that was recorded before an instant and that every consumer of the feed has handled."""
+    instant = _instant(before, older_than)
+
+    async def work(store: Store) -> int:
+        total = 0
+        with Console(stderr=True).status("purging") as shown:
+            while removed := await store.feeds.purge_events(instant, limit=batch_size, force=force):
+                total += removed
+                shown.update(f"purging: {total} events removed")
+        return total
+
+    total = with_store(url, schema, partition_count, work)
+    if as_json:
+        print_json({"events": total, "before": instant})
+    else:
+        typer.echo(f"{total} events removed")
 
 
 def export(

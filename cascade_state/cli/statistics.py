@@ -29,7 +29,9 @@ def show(url: Url, schema: Schema = None, partition_count: PartitionCount = None
         return
     counts = figures.pop("instances_by_status")
     print_table("Flow instances", counts.items())
-    lags = figures.pop("consumer_lags")
+    lags, failures = figures.pop("consumer_lags"), figures.pop("consumer_failures")
     print_table("Work", ((name.replace("_", " "), value) for name, value in figures.items()))
     if lags:
         print_table("Lag of consumers", lags.items())
+    if failures:
+        print_table("Failures", failures.items())

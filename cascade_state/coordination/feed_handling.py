@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from cascade_state.coordination.member import Member
 from cascade_state.errors import LeaseLost, StoreError, StoreUnavailable, TransactionAborted
 from cascade_state.model.events import FlowEvent
 from cascade_state.model.feeds import FeedStart
+from cascade_state.telemetry import add, record, span
 
 __all__ = ["FeedDesk", "FeedHandler", "FeedSettings", "Result"]
 
@@ -56,6 +58,7 @@ class Result:
     """
 
     outcome: Literal["full", "done", "nothing", "lost", "failed"]
+    events: int = 0  # that were handled
     attempts: int = 0
     error: BaseException | None = None  # what stops a strict consumer
 
@@ -73,6 +76,17 @@ class FeedDesk:
 
     async def handle(self, partition_id: int) -> Result:
         """Reads the next batch of a partition, hands it to the handler, and commits."""
+        name, began = self._settings.name, time.monotonic()
+        with span("cascade_state.feed.batch", consumer=name, partition_id=partition_id) as facts:
+            result = await self._handle(partition_id)
+            facts.update(outcome=result.outcome, events=result.events)
+        add("cascade_state.feed.batches", consumer=name, outcome=result.outcome)
+        record("cascade_state.feed.batch.duration", time.monotonic() - began, consumer=name, outcome=result.outcome)
+        if result.events:
+            add("cascade_state.feed.events", result.events, consumer=name)
+        return result
+
+    async def _handle(self, partition_id: int) -> Result:
         try:
             with self._member.working_in(partition_id) as generation:
                 self.in_hand[partition_id] = generation
@@ -117,7 +131,8 @@ class FeedDesk:
             raise _Failed(error) from error
         self._unnoted.pop(partition_id, None)
         _log.debug("handled consumer=%s partition_id=%d events=%d", settings.name, partition_id, len(batch.events))
-        return Result("full" if len(batch.events) == settings.batch_size else "done")
+        count = len(batch.events)
+        return Result("full" if count == settings.batch_size else "done", count)
 
     async def _failed(self, partition_id: int, generation: int, error: BaseException) -> Result:
         """Notes the failure where everybody can see it.
@@ -147,7 +162,7 @@ class FeedDesk:
             type(error).__name__,
         )
         _log.debug("batch failed", exc_info=error)
-        return Result("failed", attempts, None if passing else error)
+        return Result("failed", attempts=attempts, error=None if passing else error)
 
 
 class _Failed(Exception):

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 from typer.testing import CliRunner
 
-from cascade_state import FlowDefinition, FlowInstance, FlowStatus, Store, open_store
+from cascade_state import FlowDefinition, FlowInstance, FlowStatus, Store, open_store, partition_of
 from cascade_state.cli.app import app
 from cascade_state.model.flow_definitions import StepDefinition
 from cascade_state.postgres.schema import dump_schema, head_revision, migrate_database
@@ -262,3 +262,65 @@ def test_a_missing_extra_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "cascade-state needs typer: install cascade-state[cli]"
+
+
+async def with_a_consumer(store: Store) -> int:
+    """Gives the store a consumer that is behind and cannot go on in one partition."""
+    partition_id = partition_of(await add_flow(store), 256)
+    await store.feeds.register("invoices")
+    return await store.feeds.retry("invoices", partition_id, error="RuntimeError: broken")
+
+
+def test_consumers_are_listed_with_what_stops_them(database_url: str) -> None:
+    url = ("--url", database_url)
+    assert json.loads(invoke("feeds", "list", *url, "--json").stdout) == []
+    on_store(database_url, with_a_consumer)
+    (found,) = json.loads(invoke("feeds", "list", *url, "--json").stdout)
+    assert (found["consumer"], found["start"], found["lag"], found["paused_at"]) == ("invoices", "beginning", 3, None)
+    assert found["oldest_recorded_at"] is not None
+    (failure,) = found["failing"]
+    assert (failure["attempts"], failure["last_error"]) == (1, "RuntimeError: broken")
+    shown = invoke("feeds", "list", *url).stdout
+    assert "invoices" in shown
+    assert "failing" in shown.lower()
+    figures = json.loads(invoke("statistics", *url, "--json").stdout)
+    assert (figures["consumer_lags"], figures["consumer_failures"]) == ({"invoices": 3}, {"invoices": 1})
+    assert "Failures" in invoke("statistics", *url).stdout
+
+
+def test_a_consumer_is_paused_resumed_reset_and_removed(database_url: str) -> None:
+    url = ("--url", database_url)
+    on_store(database_url, with_a_consumer)
+    assert invoke("feeds", "pause", "invoices", *url).stdout == "invoices paused\n"
+    assert invoke("feeds", "pause", "invoices", *url).stdout == "invoices was paused already\n"
+    assert json.loads(invoke("feeds", "resume", "invoices", *url, "--json").stdout) == {
+        "consumer": "invoices",
+        "changed": True,
+    }
+    assert invoke("feeds", "reset", "invoices", "--start", "now", *url).stdout == "invoices reset to now\n"
+    (found,) = json.loads(invoke("feeds", "list", *url, "--json").stdout)
+    assert (found["start"], found["lag"], found["failing"]) == ("now", 0, [])
+    assert invoke("feeds", "remove", "invoices", *url).stdout == "invoices removed\n"
+    for command in ("pause", "resume", "reset", "remove"):
+        assert "'invoices' does not exist" in invoke("feeds", command, "invoices", *url, code=1).stderr
+    assert json.loads(invoke("feeds", "list", *url, "--json").stdout) == []
+
+
+def test_a_consumer_that_runs_is_not_reset(database_url: str) -> None:
+    async def joined(store: Store) -> None:
+        await store.feeds.register("invoices")
+        await store.replica_sets.join(
+            "any", "worker-1", stale_after=timedelta(hours=1), metadata={"feed_consumer": "invoices"}
+        )
+
+    on_store(database_url, joined)
+    for command in ("reset", "remove"):
+        assert "is running" in invoke("feeds", command, "invoices", "--url", database_url, code=2).stderr
+
+
+def test_history_is_purged_once_it_is_handled(database_url: str) -> None:
+    url = ("--url", database_url, "--older-than", "0s")
+    on_store(database_url, with_a_consumer)
+    assert invoke("purge-events", *url).stdout == "0 events removed\n"
+    purged = json.loads(invoke("purge-events", *url, "--force", "--json").stdout)
+    assert purged["events"] in (0, 3)  # 0: other transactions of the server are older than the events
