@@ -24,7 +24,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from cascade_state.abc.store import Store
-from cascade_state.errors import CascadeStateError, LeaseLost
+from cascade_state.errors import CascadeStateError, LeaseLost, UsageError
 from cascade_state.model.replica_sets import Membership
 from cascade_state.types import JsonObject
 
@@ -174,9 +174,13 @@ class Member:
         """Joins the set under the present id."""
         sent_at = _elapsed()
         self._may_be_registered = True
-        share = await self._store.replica_sets.join(
-            self._replica_set, self.worker_id, stale_after=self._stale_after, metadata=self._metadata
-        )
+        try:
+            share = await self._store.replica_sets.join(
+                self._replica_set, self.worker_id, stale_after=self._stale_after, metadata=self._metadata
+            )
+        except UsageError:
+            self._may_be_registered = False  # refused before anything was sent
+            raise
         self._heard(sent_at, share)
 
     async def _leave(self) -> None:

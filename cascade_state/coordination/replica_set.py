@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -70,6 +70,8 @@ class ReplicaSet:
                 argument="heartbeat_interval",
                 reason=f"must be at most a third of stale_after ({stale_after / BEATS_BEFORE_STALE})",
             )
+        if not isinstance(metadata, (Mapping, type(None))):
+            raise InvalidArgument(argument="metadata", reason="must be a JSON object")
         self.metadata: JsonObject = {"host": socket.gethostname(), "pid": os.getpid(), **(metadata or {})}
         self.worker_name: str = check_key(
             f"{self.metadata['host']}-{self.metadata['pid']}" if worker_name is None else worker_name, "worker_name"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cascade_state import InvalidArgument, LeaseLost, Store, open_store
-from cascade_state.coordination import Member, ReplicaSet
+from cascade_state import InvalidArgument, LeaseLost, Store, StoreNotOpen, open_store
+from cascade_state.coordination import Member
 from cascade_state.model.replica_sets import Membership
 from cascade_state.testing.contracts import StoreContract
 from tests.coordination.helping import INTERVAL, PATIENCE, STALE_AFTER, a_set, settled, until
@@ -58,6 +58,7 @@ async def test_a_worker_name_used_twice_gives_two_workers(store: Store) -> None:
         ("worker_name", {"worker_name": ""}),
         ("worker_name", {"worker_name": "x" * 500}),
         ("name", {"name": "a\0b"}),
+        ("metadata", {"metadata": ["rhine"]}),
     ],
 )
 async def test_unusable_options_are_refused_before_anything_is_sent(
@@ -306,10 +307,21 @@ async def test_a_member_whose_store_is_closed_ends_quietly(store_url: str, caplo
         assert [worker.worker_id for worker in await keeper.replica_sets.list_workers()] == [member.worker_id]
 
 
-async def test_joining_a_store_that_is_not_open_is_refused(store: Store) -> None:
+async def test_joining_a_store_that_is_not_open_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     async with open_store("memory://") as closed:
-        replica_set = ReplicaSet(closed, "shipping")
-    with pytest.raises(Exception, match="not open") as caught:
+        replica_set = a_set(closed)
+    with pytest.raises(StoreNotOpen):
         async with replica_set.join():
             pytest.fail("the store is closed")
-    assert type(caught.value).__name__ == "StoreNotOpen"
+    assert caplog.records == []
+
+
+async def test_without_a_clock_that_counts_sleep_the_monotonic_one_serves(
+    memory_store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    async with a_set(memory_store, stale_after=3 * INTERVAL).join() as member:
+        until = member._alive_until
+        assert time.monotonic() < until <= time.monotonic() + 3 * INTERVAL.total_seconds()
+        member._expire()  # as a timer does that fires too early
+        assert caplog.records == []
