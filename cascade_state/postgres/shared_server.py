@@ -98,6 +98,7 @@ class SharedServer:
             except BaseException:
                 if new_user:
                     self._users.release()
+                    self._remove_failed()
                 raise
             if new_user:
                 self._owner_process = os.getpid()
@@ -151,6 +152,14 @@ class SharedServer:
         """Kills the server with SIGKILL; `start` brings it back through crash recovery."""
         with self._thread_lock, self._changing(timeout):
             self._process.kill()
+
+    def _remove_failed(self) -> None:
+        """Removes what a failed first start left of a server that would have been thrown away."""
+        if self.remove_when_last and self._users.acquire(timeout=0):
+            try:
+                _remove(self.directory)
+            finally:
+                self._users.release()
 
     def _installation(self) -> Installation:
         version = self._process.version or self._version

@@ -144,7 +144,7 @@ class PostgresServer(DatabaseCommands):
             try:
                 self._server.start()
             except ServerFailed as exc:
-                raise ServerUnavailable(reason=exc.reason, log_tail=exc.log_tail) from exc
+                raise ServerUnavailable(reason=_advised(exc), log_tail=exc.log_tail) from exc
         if self._version is None:
             self._version = run_blocking(self._probe())
         return self
@@ -198,6 +198,22 @@ class PostgresServer(DatabaseCommands):
         if self._version is None:
             raise ServerUnavailable(reason="it was not started; call start() or use `with`")
         return self._version
+
+
+# What to do about a server that does not start, by what its log says.
+_ADVICE = {
+    "Address already in use": "its port is taken: choose another",
+    "No space left on device": "the disk or tmpfs is full: make room, or set TMPDIR to a larger place",
+    "File too large": "the disk or a limit on the size of files is too small",
+    "could not map anonymous shared memory": "there is too little memory for it",
+    "could not resize shared memory segment": "the tmpfs for shared memory is too small: give the container more",
+}
+
+
+def _advised(failure: ServerFailed) -> str:
+    text = f"{failure.reason} {failure.log_tail}"
+    advice = next((advice for words, advice in _ADVICE.items() if words in text), None)
+    return f"{failure.reason} ({advice})" if advice else failure.reason
 
 
 _shared_lock = threading.Lock()

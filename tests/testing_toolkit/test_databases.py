@@ -29,7 +29,7 @@ from cascade_state.errors import (
     TemplateBusy,
     TestDatabaseError,
 )
-from cascade_state.testing import PostgresServer
+from cascade_state.testing import PostgresServer, hash_directory
 from cascade_state.testing.blocking import run_blocking
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,6 +203,45 @@ async def test_set_up_may_be_a_plain_function_with_a_loop_of_its_own(server: Pos
         assert await value(database.url, "SELECT name FROM colour") == "red"
 
 
+async def test_the_whole_way_from_a_directory_to_a_database_for_each_test(
+    server: PostgresServer, name: str, tmp_path: Path
+) -> None:  # TPL-15
+    (tmp_path / "1.sql").write_text("CREATE TABLE colour (name text)")
+    (tmp_path / "2.sql").write_text("INSERT INTO colour VALUES ('red')")
+
+    def statements() -> list[str]:
+        return [file.read_text() for file in sorted(tmp_path.iterdir())]
+
+    async def migrate(url: str) -> None:
+        for statement in statements():
+            await run(url, statement)
+
+    for count in (1, 2):  # what changes in the directory makes another template
+        template = f"{name}_{hash_directory(tmp_path).short}"
+        await server.ensure_template_exists(template, migrate)
+        async with (
+            server.temporary_database_from_template(template) as first,
+            server.temporary_database_from_template(template) as second,
+        ):
+            await run(first.url, "DELETE FROM colour")
+            assert await value(second.url, "SELECT count(*) FROM colour") == count
+        (tmp_path / "3.sql").write_text("INSERT INTO colour VALUES ('blue')")
+
+
+@pytest.mark.parametrize(
+    "odd", ["x" * 63, "ü" * 31, '"; DROP DATABASE postgres; --', "a b/c?d#e%f&g'\\", "\u202eabc\t"]
+)
+async def test_templates_may_have_odd_names_too(server: PostgresServer, odd: str) -> None:
+    await server.ensure_template_exists(odd, filled)
+    try:
+        await server.ensure_template_exists(odd, filled, metadata={"name": odd})
+        async with server.temporary_database_from_template(odd) as database:
+            assert await value(database.url, "SELECT name FROM colour") == "red"
+    finally:
+        await server.drop_database(odd)
+    assert not await scratch_databases(server, odd)
+
+
 async def test_many_tasks_ensure_one_template(server: PostgresServer, name: str) -> None:  # TPL-13
     calls = []
 
@@ -240,7 +279,7 @@ def test_many_threads_ensure_one_template(server: PostgresServer, name: str) -> 
 
 ENSURE = """
 import asyncio, asyncpg, os, sys
-from cascade_state.testing import PostgresServer
+from cascade_state.testing import PostgresServer, hash_directory
 from cascade_state.testing.blocking import run_blocking
 url, name, log, mode = sys.argv[1:]
 
@@ -464,7 +503,7 @@ async def test_a_temporary_database_can_be_awaited_and_dropped_twice(server: Pos
 
 async def test_dropping_with_a_live_connection_fails_and_forcing_it_works(
     server: PostgresServer,
-) -> None:  # TPL-18, 19
+) -> None:  # TPL-18, TPL-19
     database = await server.temporary_database()
     connection = await asyncpg.connect(database.url)
     with pytest.raises(DatabaseInUse):

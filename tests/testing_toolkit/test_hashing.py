@@ -55,7 +55,7 @@ def test_it_does_not_depend_on_place_time_or_order_of_creation(tree: Path, tmp_p
         lambda tree: (tree / "link").symlink_to("a.sql"),
     ],
 )
-def test_every_change_of_a_file_changes_it(tree: Path, change: Callable[[Path], object]) -> None:
+def test_every_change_of_a_file_changes_it(tree: Path, change: Callable[[Path], object]) -> None:  # TPL-16
     before = hash_directory(tree)
     change(tree)
     assert hash_directory(tree) != before

@@ -143,6 +143,11 @@ def test_a_given_directory_is_kept_with_its_databases(tmp_path: Path) -> None:
         run_blocking(server.create_database("kept"))
     with PostgresServer.embedded(tmp_path / "server") as server:
         assert run_blocking(server.database_exists("kept"))
+        assert not server.is_thrown_away
+        # Only what is thrown away may be lost in a power cut.
+        assert {fetch(server.url, f"SHOW {name}") for name in ("fsync", "full_page_writes", "synchronous_commit")} == {
+            "on"
+        }
 
 
 def test_a_server_from_a_url_is_somebody_elses() -> None:
@@ -203,7 +208,7 @@ def test_a_server_that_does_not_start_tells_its_log(tmp_path: Path) -> None:
     assert "no_such_setting_at_all" in caught.value.log_tail
 
 
-def test_the_workers_of_a_test_run_share_one_server(start_sharing: Any) -> None:
+def test_the_workers_of_a_test_run_share_one_server(start_sharing: Any) -> None:  # TPL-08
     run = secrets.token_hex(8)
     workers = [start_sharing(PYTEST_XDIST_TESTRUNUID=run) for _ in range(3)]
     urls = {first_line(worker) for worker in workers}
@@ -260,3 +265,68 @@ def test_the_server_of_a_killed_run_is_swept_and_that_of_a_live_one_is_not(start
     with pytest.raises(OSError, match=r"."):
         fetch(killed_url, "SELECT 1")
     assert fetch(alive_url, "SELECT 1") == 1
+
+
+ORDINARY = """
+import os
+from cascade_state.testing import PostgresServer
+
+def use():
+    async def setup(url): ...
+    with PostgresServer.embedded() as server:
+        server.blocking.ensure_template_exists("made", setup)
+        with server.blocking.temporary_database_from_template("made") as database:
+            print(os.geteuid(), os.stat(server.directory / "pgdata").st_uid, server.blocking.database_exists(database.name))
+
+use()
+os.setgroups([]); os.setgid(65534); os.setuid(65534)  # all modules are loaded: its Python may be out of reach
+use()
+"""  # noqa: E501
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="every other test is an ordinary user's")
+def test_root_and_an_ordinary_user_start_servers() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", ORDINARY],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"},
+        timeout=WAIT,
+    )
+    assert answer.returncode == 0, answer.stderr
+    root, ordinary = (line.split() for line in answer.stdout.splitlines())
+    assert root[0] == "0"
+    assert root[1] != "0"
+    assert ordinary == ["65534", "65534", "True"]
+
+
+def test_uses_of_the_shared_server_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cascade_state.testing import server as module
+
+    monkeypatch.setattr(module, "_shared", {})
+    monkeypatch.delenv("CASCADE_TEST_URL", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_TESTRUNUID", raising=False)
+    first, second = module.shared_server(version=18), module.shared_server(version=18)
+    assert first is second
+    first.stop()
+    assert fetch(second.url, "SELECT 1") == 1
+    assert second.directory is not None
+    second.stop()
+    assert not second.directory.exists()
+
+
+def test_a_server_may_be_left_running_for_a_person(tmp_path: Path) -> None:
+    from cascade_state.testing.server import sweep
+
+    server = PostgresServer.embedded().start()
+    url, directory = server.url, server.directory
+    assert directory is not None
+    server.leave_running(tmp_path)
+    sweep(directory.with_name("nobody"))
+    assert fetch(url, "SELECT 1") == 1
+    sweep(directory.with_name("nobody"), project=tmp_path / "other")
+    assert fetch(url, "SELECT 1") == 1
+    sweep(directory.with_name("nobody"), project=tmp_path)
+    assert not directory.exists()
