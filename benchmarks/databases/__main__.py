@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 
 from benchmarks.databases.copies import measure_copies, measure_hand_out
+from benchmarks.databases.processor import Processor
 from benchmarks.databases.pytest_postgresql import PytestPostgresql
 from benchmarks.databases.report import as_markdown
 from benchmarks.databases.session_start import measure_session_starts
@@ -64,8 +65,12 @@ async def _run(*, quick: bool) -> dict[str, Any]:
 
 
 async def _suites(server: PostgresServer, tests: int, rounds: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Returns what a test costs in milliseconds, its own work taken off, by way and by how long it works."""
+    """Returns what a test costs in milliseconds, its own work taken off, by way and by how long it works.
+
+    Under `processor`: the processor time of this process and the server, whatever else the machine has to do.
+    """
     costs: dict[str, dict[str, list[float]]] = {}
+    processor = Processor(await _postmaster(server))
     with tempfile.TemporaryDirectory() as directory:
         other = PytestPostgresql(server, Path(directory))
         async with opened_ways(server) as ways:
@@ -74,23 +79,34 @@ async def _suites(server: PostgresServer, tests: int, rounds: int) -> tuple[dict
                     for way in ways:
                         _say(f"tests of {pause * 1e3:.0f} ms, round {number + 1} of {rounds}: {way.name}")
                         count = max(2, round(tests * way.share / rounds))
-                        start = time.perf_counter()
+                        start, used = time.perf_counter(), processor.seconds()
                         for _ in range(count):
                             await way.run(pause)
                         taken = (time.perf_counter() - start) / count - pause
-                        _note(costs, way.name, pause, taken)
+                        _note(costs, way.name, f"{pause * 1e3:.0f}", taken)
+                        if pause:
+                            _note(costs, way.name, "processor", (processor.seconds() - used) / count)
                     if other.problem is None:
                         seconds = await asyncio.to_thread(other.run, max(2, round(tests * 0.2 / rounds)), pause)
-                        _note(costs, "pytest-postgresql", pause, statistics.mean(seconds) - pause)
+                        _note(costs, "pytest-postgresql", f"{pause * 1e3:.0f}", statistics.mean(seconds) - pause)
     missing = {"pytest-postgresql": other.problem} if other.problem is not None else {}
     return {
-        name: {pause: round(statistics.median(rounds_of), 3) for pause, rounds_of in by_pause.items()}
-        for name, by_pause in costs.items()
+        name: {kind: round(statistics.median(values), 3) for kind, values in by_kind.items()}
+        for name, by_kind in costs.items()
     }, missing
 
 
-def _note(costs: dict[str, dict[str, list[float]]], name: str, pause: float, seconds: float) -> None:
-    costs.setdefault(name, {}).setdefault(f"{pause * 1e3:.0f}", []).append(seconds * 1e3)
+def _note(costs: dict[str, dict[str, list[float]]], name: str, kind: str, seconds: float) -> None:
+    costs.setdefault(name, {}).setdefault(kind, []).append(seconds * 1e3)
+
+
+async def _postmaster(server: PostgresServer) -> int:
+    connection = await asyncpg.connect(server.url)
+    try:
+        lines: str = await connection.fetchval("SELECT pg_read_file('postmaster.pid')")
+        return int(lines.splitlines()[0])
+    finally:
+        await connection.close()
 
 
 def _milliseconds(seconds: list[float]) -> dict[str, float]:
