@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,14 +22,17 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from typer.main import get_command
 
 from cascade_state.cli.app import app
+from cascade_state.testing.integresql.operations import OPERATIONS
 from tests.docs.pages import ROOT, Block
 
 URL_IN_PAGES = "postgresql://localhost/cascade"
-LANGUAGES = frozenset({"console", "ini", "python", "sql", "text", "toml"})
+# `javascript` is run by the test of the foreign clients, which has what it needs; nobody here can run `go`.
+LANGUAGES = frozenset({"console", "go", "ini", "javascript", "python", "sql", "text", "toml"})
 
 _SECONDS_A_COMMAND = 50
 
@@ -149,4 +153,14 @@ def _check_our_command(arguments: list[str], place: str) -> None:
         assert option in known, f"{place}: cascade-state {command.name} has no {option}"
 
 
-_CHECKED = {"make": _check_make, "pip": _check_pip, "cascade-state": _check_our_command}
+def _check_curl(arguments: list[str], place: str) -> None:
+    method = arguments[arguments.index("-X") + 1] if "-X" in arguments else "GET"
+    (url,) = (argument for argument in arguments if argument.startswith("http://127.0.0.1:5000/"))
+    path = urlsplit(url).path
+    known = [operation for operation in OPERATIONS if operation.method == method]
+    assert any(re.fullmatch(re.sub(r"{\w+}", "[^/]+", operation.path), path) for operation in known), (
+        f"{place}: there is no {method} {path}"
+    )
+
+
+_CHECKED = {"curl": _check_curl, "make": _check_make, "pip": _check_pip, "cascade-state": _check_our_command}

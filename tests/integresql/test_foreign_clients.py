@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ import pytest
 
 from cascade_state.testing import DatabaseConfig
 from cascade_state.testing.blocking import run_blocking
+from tests.docs.pages import DOCS, blocks
 from tests.integresql.facade import ROOT, WAIT, Facade, execute, facade_process, fetch, filled
 from tests.integresql.foreign_clients import node_client, python_client
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]  # the first run installs them
 
+PAGE = DOCS / "how-to" / "other-languages.md"
 NAMES = "SELECT name FROM pilot ORDER BY name"
 
 
@@ -73,6 +76,24 @@ def test_the_node_client_runs_a_full_cycle(facade: Facade, migrations: Path) -> 
     _, errors = process.communicate(timeout=WAIT)
     assert process.returncode == 0, errors
     assert asked == ["migrate", "change", "look", "look"]
+
+
+def test_the_example_of_the_page_runs(facade: Facade, migrations: Path) -> None:
+    (example,) = (block.text for block in blocks(PAGE) if block.language == "javascript")
+    directory = migrations.parent
+    (directory / "node_modules").symlink_to(node_client() / "node_modules")
+    (directory / "example.mjs").write_text(example.replace("http://127.0.0.1:5000", facade.url))
+    (directory / "your-code.mjs").write_text(
+        "export const migrate = async (url) => console.log('migrate', url)\n"
+        "export const runTest = async (url) => console.log('test', url)\n"
+    )
+    done = subprocess.run(
+        ["node", "example.mjs"], cwd=directory, capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"migrate postgresql://\S+/integresql_template_\w+\ntest postgresql://\S+/integresql_test_\w+\n", done.stdout
+    )
 
 
 def _answer(what: str, url: str) -> list[str]:

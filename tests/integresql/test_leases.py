@@ -61,6 +61,36 @@ async def test_put_gives_up_while_somebody_stays_connected(serving: Serving) -> 
         await client.get_test_database("x")
 
 
+async def test_a_client_that_closes_its_connection_after_the_answer_is_served(serving: Serving) -> None:
+    async with serving() as client, httpx.AsyncClient(base_url=client._url, trust_env=False, timeout=WAIT) as http:
+        config = await client.initialize_template("x")
+        assert config is not None
+        async with connected(config) as connection:
+            await connection.execute("CREATE TABLE pilot (name text)")
+            answer = await http.put("/templates/x", headers={"User-Agent": "Go-http-client/1.1"})
+            assert answer.status_code == 204
+            early = asyncio.create_task(client.get_test_database("x"))
+            done, _ = await asyncio.wait({early}, timeout=0.3)
+            assert not done
+        database = await asyncio.wait_for(early, WAIT)
+        assert await fetch(database.url, "SELECT count(*) FROM pilot") == [0]
+
+
+async def test_a_client_that_never_closes_its_connection_is_complained_about(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"leave_timeout": SHORT, "finalize_timeout": timedelta(seconds=1)}
+    async with serving(**options) as client, httpx.AsyncClient(base_url=client._url, trust_env=False) as http:
+        config = await client.initialize_template("x")
+        assert config is not None
+        async with connected(config):
+            answer = await http.put("/templates/x", headers={"User-Agent": "Go-http-client/1.1"})
+            assert answer.status_code == 204
+            with pytest.raises(ServerUnavailable, match="not finalized in time"):
+                await client.get_test_database("x")
+    assert "is not finalized" in caplog.text
+
+
 async def test_a_finished_template_is_protected(server: PostgresServer, serving: Serving, prefix: str) -> None:
     async with serving() as client:
         await client.with_template("x", filled)

@@ -69,7 +69,9 @@ async def _initialize(service: IntegresqlService, request: Request) -> Response:
 
 
 async def _finalize(service: IntegresqlService, request: Request) -> Response:
-    await service.finalize(hash_in_path(request))
+    # The official Go client's helper closes its connection to the template when this has been answered, not before.
+    is_go = request.headers.get("user-agent", "").startswith("Go-http-client/")
+    await service.finalize(hash_in_path(request), closes_afterwards=is_go)
     return Response(status_code=204)
 
 

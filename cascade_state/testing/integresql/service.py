@@ -99,21 +99,25 @@ class IntegresqlService:
         _logger.info("template=%s initialized", tracked.database)
         return self.settings.config_of(tracked.database)
 
-    async def finalize(self, template_hash: str) -> None:
+    async def finalize(self, template_hash: str, *, closes_afterwards: bool = False) -> None:
         """Protects the template and has copies of it made; again is harmless.
+
+        Args:
+            template_hash: Of the template.
+            closes_afterwards: The caller closes its connections only when it has the answer, so nobody waits for that
+                here. Requests for a database do: they get none before the template is protected.
 
         Raises:
             TemplateNotFound: There is none.
             DatabaseInUse: Somebody was still connected to it after `leave_timeout`.
         """
         tracked = await self._tracked(template_hash)
-        deadline = time.monotonic() + self.settings.leave_timeout.total_seconds()
-        while not await self._tracking.publish(tracked):
-            remaining = timedelta(seconds=max(0.0, deadline - time.monotonic()))
-            await self._tracking.wait_until_left(tracked.database, remaining)
-        self._changed(template_hash)
-        self._in_background(self._warm(tracked))
-        _logger.info("template=%s finalized", tracked.database)
+        if await self._tracking.publish(tracked):
+            self._published(tracked)
+        elif closes_afterwards:
+            self._in_background(self._publish_later(tracked))
+        else:
+            await self._publish(tracked)
 
     async def discard(self, template_hash: str) -> None:
         """Drops the template and its test databases; whoever waits for one gets `DatabaseDiscarded`.
@@ -255,6 +259,24 @@ class IntegresqlService:
         change = self._changes.get(template_hash)
         if change is not None:
             change.set()
+
+    async def _publish(self, tracked: Tracked) -> None:
+        deadline = time.monotonic() + self.settings.leave_timeout.total_seconds()
+        while not await self._tracking.publish(tracked):
+            remaining = timedelta(seconds=max(0.0, deadline - time.monotonic()))
+            await self._tracking.wait_until_left(tracked.database, remaining)
+        self._published(tracked)
+
+    async def _publish_later(self, tracked: Tracked) -> None:
+        try:
+            await self._publish(tracked)
+        except TestDatabaseError as exc:
+            _logger.warning("template=%s was said to be filled, but is not finalized: %s", tracked.database, exc)
+
+    def _published(self, tracked: Tracked) -> None:
+        self._changed(tracked.template_hash)
+        self._in_background(self._warm(tracked))
+        _logger.info("template=%s finalized", tracked.database)
 
     async def _take_back(self, template_hash: str, number: int, *, clean: bool) -> None:
         tracked = await self._tracked(template_hash)
