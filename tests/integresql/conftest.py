@@ -11,9 +11,21 @@ import pytest
 
 from cascade_state.testing import IntegresqlClient, PostgresServer
 from cascade_state.testing.blocking import run_blocking
-from tests.integresql.facade import drop_databases, facade
+from tests.integresql.facade import Facade, drop_databases, facade, facade_process
 
 Serving: TypeAlias = Callable[..., AbstractAsyncContextManager[IntegresqlClient]]
+
+SHARED_PREFIX = f"shared{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="session")
+def shared_facade(server: PostgresServer) -> Iterator[Facade]:
+    """The command in a process of its own, for all tests that need no other options; use hashes of your own."""
+    with facade_process(
+        "--postgres-url", server.url, "--initial-pool-size", "1", INTEGRESQL_DB_PREFIX=SHARED_PREFIX
+    ) as started:
+        yield started
+    run_blocking(drop_databases(server, SHARED_PREFIX))
 
 
 @pytest.fixture

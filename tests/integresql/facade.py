@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ WAIT = 30.0
 @asynccontextmanager
 async def facade(server: PostgresServer, prefix: str, **options: Any) -> AsyncIterator[str]:
     """Serves in this process, over HTTP; yields the URL. The names of all databases begin with the prefix."""
-    settings = Settings().changed(
-        **{"postgres": postgres_of(server.url, {}), "prefix": prefix, "port": 0, "initial_pool_size": 1, **options}
-    )
+    usual = {
+        "postgres": postgres_of(server.url, {}),
+        "prefix": prefix,
+        "port": 0,
+        "initial_pool_size": 1,
+        "closing_timeout": timedelta(milliseconds=300),
+    }
+    settings = Settings().changed(**(usual | options))
     started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(settings, started=started.set_result))
     try:

@@ -1,6 +1,6 @@
 """Test processes at once: each migrates unless somebody has, then runs tests with a database each.
 
-They are forked, because importing everything in each would take longer than their tests. Every third test changes its
+They are forked, because importing everything in each would take longer than their tests. Every fifth test changes its
 database. Arguments: URL, hash, how many processes, how many tests in each, file in which each migration leaves a mark.
 """
 
@@ -32,7 +32,7 @@ async def main(url: str, template_hash: str, test_count: int, log: Path) -> None
             database = await client.get_test_database(template_hash)
             connection = await asyncpg.connect(database.url)
             pristine += await connection.fetchval("SELECT count(*) FROM pilot") == 1
-            if number % 3:
+            if number % 5:
                 await connection.close()
                 await client.unlock(template_hash, database.id)
             else:

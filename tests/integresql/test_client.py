@@ -6,7 +6,6 @@ import asyncio
 import copy
 import http.server
 import pickle
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from cascade_state.testing import DatabaseConfig, IntegresqlClient, IntegresqlDa
 from cascade_state.testing.blocking import run_blocking
 from cascade_state.testing.integresql.blocking_client import BlockingIntegresqlClient
 from tests.integresql.conftest import Serving
-from tests.integresql.facade import WAIT, Facade, databases, execute, facade_process, fetch, filled
+from tests.integresql.facade import WAIT, Facade, databases, execute, fetch, filled
 
 pytestmark = pytest.mark.postgres
 
@@ -131,14 +130,9 @@ async def test_a_cancelled_set_up_leaves_no_template(server: PostgresServer, ser
         assert await databases(server, prefix) == []
 
 
-@pytest.fixture(scope="module")
-def facade(server: PostgresServer) -> Iterator[Facade]:
-    prefix = f"sync{secrets.token_hex(4)}"
-    with facade_process("--postgres-url", server.url, INTEGRESQL_DB_PREFIX=prefix) as started:
-        yield started
-        IntegresqlClient(started.url).blocking.reset_all()
-    for name in run_blocking(databases(server, prefix)):
-        run_blocking(server.drop_database(name, force=True))
+@pytest.fixture
+def facade(shared_facade: Facade) -> Facade:
+    return shared_facade
 
 
 def test_the_blocking_twin_makes_the_whole_round(facade: Facade) -> None:
@@ -170,7 +164,7 @@ def test_the_blocking_twin_makes_the_whole_round(facade: Facade) -> None:
             client.get_test_database("b")
     client.__exit__()
     assert client.initialize_template("b") is not None  # after the context each call stands alone
-    client.reset_all()
+    client.discard_template("b")
 
 
 async def test_the_blocking_twin_works_inside_a_running_loop(facade: Facade) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -27,27 +30,21 @@ from tests.integresql.facade import ROOT, WAIT, databases, execute, facade, faca
 pytestmark = pytest.mark.postgres
 
 
-def refused(*arguments: str, code: int, **environment: str) -> str:
-    """Runs the command, which ends by itself; returns what it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cascade_state.cli", "testdb", "serve", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+@pytest.fixture(autouse=True)
+def _level() -> Iterator[None]:
+    """Running the command in this process sets a level."""
+    logger = logging.getLogger("cascade_state")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 def test_a_taken_port_is_said_to_be_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        said = refused("--port", str(taken.getsockname()[1]), code=1)
-    assert "in use" in said
-    assert "choose another with --port" in said
+        result = CliRunner().invoke(app, ["testdb", "serve", "--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 1
+    assert "in use" in result.stderr
+    assert "choose another with --port" in result.stderr
 
 
 async def test_an_address_of_another_machine_is_refused(server: PostgresServer, prefix: str) -> None:
@@ -93,10 +90,17 @@ def test_without_its_extra_it_says_what_to_install(tmp_path: Path, missing: str,
     assert f"{said}: install cascade-state[integresql]" in done.stderr
 
 
+@pytest.fixture
+def own_directory() -> Iterator[Path]:
+    """A directory for a server, on tmpfs where there is one."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as parent:
+        yield Path(parent) / "kept"
+
+
 async def test_an_embedded_server_serves_over_tcp_goes_with_the_command_and_may_keep_its_databases(
-    tmp_path: Path,
+    own_directory: Path,
 ) -> None:
-    arguments = ("--embedded", "--directory", str(tmp_path / "kept"), "--initial-pool-size", "1")
+    arguments = ("--embedded", "--directory", str(own_directory), "--initial-pool-size", "1")
     with facade_process(*arguments) as process:
         client = IntegresqlClient(process.url)
         await client.with_template("x", filled)

@@ -16,21 +16,17 @@ import pytest
 from cascade_state.testing import PostgresServer
 from cascade_state.testing.blocking import run_blocking
 from cascade_state.testing.integresql.operations import OPERATIONS
+from tests.integresql.conftest import SHARED_PREFIX as PREFIX
 from tests.integresql.facade import WAIT, Facade, drop_databases, facade_process
 
 pytestmark = pytest.mark.postgres
 
-PREFIX = f"http{secrets.token_hex(4)}"
 LIMIT_OF_A_NAME = 63
 
 
-@pytest.fixture(scope="module")
-def facade(server: PostgresServer) -> Iterator[Facade]:
-    with facade_process(
-        "--postgres-url", server.url, "--initial-pool-size", "1", INTEGRESQL_DB_PREFIX=PREFIX
-    ) as started:
-        yield started
-    run_blocking(drop_databases(server, PREFIX))
+@pytest.fixture
+def facade(shared_facade: Facade) -> Facade:
+    return shared_facade
 
 
 @pytest.fixture
@@ -130,23 +126,16 @@ def test_a_body_that_is_far_too_long_is_refused(http: httpx.Client) -> None:
 
 
 HASHES = [
-    "d41d8cd98f00b204e9800998ecf8427e",
-    "da39a3ee5e6b4b0d3255bfef95601890afd80709",
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-    "x" * 42,
     "x" * 43,
-    "x" * 44,
     "x" * 1024,
-    "ü" * 512,
     "Ümläut ✓",
     "a/b",
     "a/tests/3",
     "..",
-    "a%2Fb",
     "a+b c?d#e&f=g",
     "quote \" and ' and ; --",
     "line\nbreak\ttab",
-    "\x7f",
     "sha256-" + "0" * 32,
 ]
 
@@ -332,10 +321,12 @@ def test_the_openapi_document_lists_every_operation(http: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(server: PostgresServer) -> Iterator[Facade]:
-    variables = {"INTEGRESQL_DB_PREFIX": PREFIX, "CASCADE_STATE_TESTDB_TOKEN": "s3cret-tökén"}
+    prefix = f"g{secrets.token_hex(4)}"
+    variables = {"INTEGRESQL_DB_PREFIX": prefix, "CASCADE_STATE_TESTDB_TOKEN": "s3cret-tökén"}
     variables |= {"INTEGRESQL_ECHO_ENABLE_CORS_MIDDLEWARE": "true", "INTEGRESQL_LOGGER_LOG_RESPONSE_BODY": "true"}
     with facade_process("--postgres-url", server.url, **variables) as started:
         yield started
+    run_blocking(drop_databases(server, prefix))
 
 
 def test_a_token_guards_everything_but_what_tells_nothing(guarded: Facade, own: str) -> None:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import httpx
@@ -15,7 +16,6 @@ import pytest
 
 from cascade_state.errors import DatabaseDiscarded, ServerUnavailable, TemplateNotFound
 from cascade_state.testing import IntegresqlClient, PostgresServer
-from cascade_state.testing.integresql.settings import postgres_of
 from tests.integresql.conftest import Serving
 from tests.integresql.facade import WAIT, Facade, execute, facade, facade_process, fetch, filled
 from tests.postgres.own_server import OwnServer, own_server
@@ -117,9 +117,9 @@ def own() -> Iterator[OwnServer]:
 
 
 @asynccontextmanager
-async def on(own: OwnServer) -> AsyncIterator[IntegresqlClient]:
+async def on(own: OwnServer, **options: Any) -> AsyncIterator[IntegresqlClient]:
     server = PostgresServer.from_url(own.url)
-    async with facade(server, f"own{secrets.token_hex(4)}", postgres=postgres_of(own.url, {})) as url:
+    async with facade(server, f"own{secrets.token_hex(4)}", **options) as url:
         async with IntegresqlClient(url, timeout=timedelta(seconds=WAIT)) as client:
             yield client
 
@@ -162,3 +162,17 @@ async def test_it_starts_without_postgresql_and_works_when_that_is_there(own: Ow
         assert await client.with_template("x", filled)
         assert (await client.get_test_database("x")).id == 0
         await client.discard_template("x")
+
+
+async def test_templates_without_use_lose_their_copies_when_the_server_is_full(own: OwnServer) -> None:
+    """Counts all databases of the server, so it needs one of its own."""
+    await own.start()
+    async with on(own, max_pool_size=2, max_databases=2) as client:
+        for template_hash in ("x", "y", "z"):
+            await client.with_template(template_hash, filled)
+            database = await client.get_test_database(template_hash)
+            await client.recreate(template_hash, database.id)
+        query = "SELECT count(*) FROM pg_database WHERE datname ~ '^own.*_test_'"
+        assert (await fetch(own.url, query))[0] <= 3  # one of them may just be going
+        assert (await client.get_test_database("x")).id == 0
+        await client.reset_all()

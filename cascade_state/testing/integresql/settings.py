@@ -69,6 +69,7 @@ class Settings:
         finalize_timeout: How long a request for a database waits for its template.
         get_timeout: How long it then waits for a database.
         leave_timeout: How long `PUT` waits for connections to the template to end.
+        closing_timeout: How long a connection that is being closed may take before it counts as open.
         request_timeout: No request takes longer; None: no limit.
         log_level: Of all messages.
         request_log_level: At which a request is logged.
@@ -97,6 +98,7 @@ class Settings:
     finalize_timeout: timedelta = timedelta(seconds=60)
     get_timeout: timedelta = timedelta(seconds=60)
     leave_timeout: timedelta = timedelta(seconds=30)
+    closing_timeout: timedelta = timedelta(seconds=2)
     request_timeout: timedelta | None = timedelta(seconds=60)
     log_level: int = logging.INFO
     request_log_level: int = logging.INFO

@@ -28,8 +28,6 @@ __all__ = ["TemplateTracking", "Tracked"]
 
 _KIND = "integresql"
 _POLL_SECONDS = 0.02
-# A client that has closed its connection is still seen until its backend has ended: the server waits as long.
-LEAVING = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,19 +148,19 @@ class TemplateTracking:
             found = await connection.fetchval(_ANY_COPY, self._names.tests(tracked.template_hash))
         return bool(found)
 
-    async def wait_until_left(self, database: str, timeout: timedelta = LEAVING, *, numbered: bool = False) -> None:
+    async def wait_until_left(self, database: str, timeout: timedelta | None = None, *, numbered: bool = False) -> None:
         """Returns when nobody is connected to the database.
 
         Args:
             database: Its name.
-            timeout: How long to wait.
+            timeout: How long to wait; None: as long as a connection may take that is being closed.
             numbered: Means the databases whose names are this one, an underscore and a number.
 
         Raises:
             DatabaseInUse: Somebody still was when the time was over.
         """
         async with self._connection() as connection:
-            await _wait_until_left(connection, database, timeout, numbered=numbered)
+            await _wait_until_left(connection, database, timeout or self._settings.closing_timeout, numbered=numbered)
 
     async def check(self) -> str | None:
         """Returns why the server cannot be used as it is; None when it can.
@@ -257,7 +255,7 @@ class TemplateTracking:
         is_template = await connection.fetchval("SELECT datistemplate FROM pg_database WHERE datname = $1", name)
         if is_template is None:
             return
-        await _wait_until_left(connection, name, LEAVING)
+        await _wait_until_left(connection, name, self._settings.closing_timeout)
         if is_template:
             await connection.execute(f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")
         try:
