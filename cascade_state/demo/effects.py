@@ -24,6 +24,7 @@ class Effect:
     event_id: str | None = None
     amount: int = 0
     worker: str = ""
+    generation: int | None = None  # of the flow's partition, as the worker owned it
 
 
 class Effects(Protocol):
@@ -50,14 +51,14 @@ class TableEffects:
             await uow.connection.exec_driver_sql(
                 f"CREATE TABLE {self._table} (effect_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
                 "business_key text NOT NULL, step_id text NOT NULL, what text NOT NULL, event_id text, "
-                "amount bigint NOT NULL, worker text NOT NULL)"
+                "amount bigint NOT NULL, worker text NOT NULL, generation bigint)"
             )
 
     async def record(self, uow: UnitOfWork, effect: Effect) -> None:
         """Records an effect in the transaction of `uow`."""
         await uow.connection.exec_driver_sql(
-            f"INSERT INTO {self._table} (business_key, step_id, what, event_id, amount, worker) "  # noqa: S608 - the schema is ours
-            "VALUES ($1, $2, $3, $4, $5, $6)",
+            f"INSERT INTO {self._table} (business_key, step_id, what, event_id, amount, worker, generation) "  # noqa: S608 - the schema is ours
+            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
             astuple(effect),
         )
 
@@ -65,7 +66,7 @@ class TableEffects:
         """Returns all committed effects."""
         async with self._store.begin(read_only=True) as uow:
             rows = await uow.connection.exec_driver_sql(
-                "SELECT business_key, step_id, what, event_id, amount, worker "  # noqa: S608 - the schema is ours
+                "SELECT business_key, step_id, what, event_id, amount, worker, generation "  # noqa: S608 - the schema is ours
                 f"FROM {self._table} ORDER BY effect_id"
             )
             return [Effect(**row) for row in rows.mappings()]

@@ -12,13 +12,15 @@ on.
 Each of them is at least once: the process may die between the component's answer and the commit, and the next
 holder calls the component again. The commit is exactly once: status, result, component state, acknowledgement,
 child flows, published result and the application's own row are one transaction, and it is refused unless the
-claim and the version are current.
+claim, the version and, in a replica set, the ownership of the partition are current.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -59,12 +61,22 @@ from cascade_state.demo.components import (
 from cascade_state.demo.definition_files import condition_holds, resolved_inputs
 from cascade_state.demo.effects import Effects
 
-__all__ = ["Engine", "Report", "Stage"]
+__all__ = ["Engine", "Fence", "Report", "Stage"]
 
 # What is reported: a component is about to be called under a claim; its effect is committed; all is stored and its
 # part is over; or the claim was lost and nothing is stored.
 Stage = Literal["began", "recorded", "finished", "lost"]
 Report = Callable[[Stage, str, FlowInstance, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to write in a partition: the generation in which a worker of a replica set owns it."""
+
+    replica_set: str
+    partition_id: int
+    generation: int
+
 
 # When a delivery or timer whose component failed comes again; counting its attempts is the store's part.
 _RETRY_AFTER = timedelta(seconds=0.2)
@@ -95,6 +107,13 @@ class Engine:
         self._worker = worker
         self._report = report
         self._definitions: dict[tuple[str, int | None], FlowDefinition] = {}
+        self._fence: Fence | None = None
+
+    def under(self, fence: Fence) -> Engine:
+        """Returns this engine, but each of its commits is refused once the partition has another owner."""
+        engine = copy(self)
+        engine._fence = fence
+        return engine
 
     # The three entrances
 
@@ -209,7 +228,11 @@ class Engine:
         """
         definition = await self._definition(flow.flow_id, flow.flow_version)
 
+        fence = self._fence
+
         async def write(uow: UnitOfWork) -> FlowInstance:
+            if fence is not None:
+                await uow.fence(fence.partition_id, fence.generation, fence.replica_set)
             stored = await uow.advance(
                 running_if_ready(change.apply(flow), definition),
                 lease=lease,
@@ -223,7 +246,8 @@ class Engine:
             if stored.is_terminal and stored.parent_id is not None:
                 await self._tell_parent(uow, stored)
             if change.effect is not None:
-                await self._effects.record(uow, change.effect)
+                generation = None if fence is None else fence.generation
+                await self._effects.record(uow, replace(change.effect, generation=generation))
             return stored
 
         while change.is_current(flow):

@@ -17,6 +17,8 @@ from cascade_state.demo.scenario import Ending, PlannedFlow, Scenario
 
 __all__ = ["Evidence", "Verdict", "WorkerLog", "check_all", "done_steps", "ending_of"]
 
+_SURELY_SOME_WORK = 30  # flows
+
 _ENDINGS = {
     FlowStatus.COMPLETED: "flow_instance.completed",
     FlowStatus.FAILED: "flow_instance.failed",
@@ -28,13 +30,14 @@ _ENDINGS = {
 class WorkerLog:
     """What one worker process told of itself. Pairs are (business key, step id).
 
-    `recorded` counts effects whose commit had succeeded, `lost` claims that it found lost (a machine that stalls for
-    longer than a lease loses it, rightly); `in_hand` is what it had begun and not finished when
-    it ended, with the kind of claim.
+    `work_left` is how many flows had not ended when it got its first share. `recorded` counts effects whose commit had
+    succeeded, `lost` claims that it found lost (a machine that stalls for longer than a lease loses it, rightly);
+    `in_hand` is what it had begun and not finished when it ended, with the kind of claim.
     """
 
     name: str
     killed: bool = False
+    work_left: int = 0
     began: Counter[tuple[str, str]] = field(default_factory=Counter)
     recorded: Counter[tuple[str, str]] = field(default_factory=Counter)
     lost: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -244,6 +247,32 @@ def _leases_were_kept(evidence: Evidence) -> tuple[str, list[str]]:
     return f"{alone} calls longer than their lease", problems
 
 
+def _every_worker_worked(evidence: Evidence) -> tuple[str, list[str]]:
+    """Whoever joins when little is left may get nothing; with a third of thirty flows, the chance is one in 200,000."""
+    expected = [log for log in evidence.logs if log.work_left >= _SURELY_SOME_WORK]
+    problems = [f"{log.name} recorded nothing" for log in expected if not log.recorded.total()]
+    return f"{len(expected)} workers", problems
+
+
+def _one_owner_at_a_time(evidence: Evidence) -> tuple[str, list[str]]:
+    """Effects are in the order of their recording, so in each partition generations must only grow."""
+    partitions = {flow.business_key: flow.partition_id for flow in evidence.flows}
+    owners: dict[tuple[int, int], str] = {}
+    latest: dict[int, int] = {}
+    problems = []
+    for item in evidence.effects:
+        partition = partitions.get(item.business_key)
+        if partition is None or item.generation is None:
+            continue
+        owner = owners.setdefault((partition, item.generation), item.worker)
+        if owner != item.worker:
+            problems.append(f"{owner} and {item.worker} both wrote in generation {item.generation} of {partition}")
+        if item.generation < latest.get(partition, 0):
+            problems.append(f"{item.worker} wrote in partition {partition} after it had another owner")
+        latest[partition] = max(item.generation, latest.get(partition, 0))
+    return f"{len(owners)} shares in {len(latest)} partitions", problems
+
+
 _INVARIANTS: dict[str, Callable[[Evidence], tuple[str, list[str]]]] = {
     "every flow ended as the scenario predicts": _flows_ended_as_planned,
     "nothing was done twice": _nothing_done_twice,
@@ -253,6 +282,8 @@ _INVARIANTS: dict[str, Callable[[Evidence], tuple[str, list[str]]]] = {
     "the books balance": _books_balance,
     "every history is whole: no gap, one beginning, one end": _history_is_whole,
     "nothing is left over": _nothing_left_over,
-    "what the killed worker held was finished by its successor": _killed_work_was_finished,
+    "every worker really worked": _every_worker_worked,
+    "in each partition one worker at a time wrote": _one_owner_at_a_time,
+    "what the killed worker held was finished by the others": _killed_work_was_finished,
     "a living worker kept its leases: long calls were made once": _leases_were_kept,
 }

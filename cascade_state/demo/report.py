@@ -27,6 +27,7 @@ def document_of(run: Run) -> JsonObject:
         "outcomes": _outcomes(run.evidence),
         "counts": _counts(run),
         "kill": _kill(run),
+        "workers": _workers(run.evidence),
         "invariants": [
             {
                 "name": verdict.name,
@@ -119,6 +120,11 @@ def _kill(run: Run) -> JsonObject | None:
     }
 
 
+def _workers(evidence: Evidence) -> list[JsonObject]:
+    done = Counter(effect.worker for effect in evidence.effects)
+    return [{"worker": log.name, "killed": log.killed, "effects": done[log.name]} for log in evidence.logs]
+
+
 # For people
 
 
@@ -152,6 +158,8 @@ def _count_lines(document: JsonObject) -> list[str]:
         f"  deadlines that passed: {counts['deadlines_by_timer']} told by a timer, {counts['deadlines_by_expiry']} by "
         f"an expired wait; {counts['reminders']} reminders sent",
     ]
+    done = ", ".join(f"{item['worker']} {item['effects']:,}" for item in document["workers"])
+    lines.append(f"  effects recorded by {done}")
     if kill is None:
         return [*lines, "  no worker was killed"]
     held = sorted({item["flow"] for item in kill["held"]})
@@ -161,7 +169,7 @@ def _count_lines(document: JsonObject) -> list[str]:
     )
     if kill["recovered_seconds"] is not None:
         lines.append(
-            f"  its successor began {len(kill['begun_again'])} of those steps again, the last one "
+            f"  the others began {len(kill['begun_again'])} of those steps again, the last one "
             f"{kill['recovered_seconds']:.1f} s after the kill"
         )
     return lines

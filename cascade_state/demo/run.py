@@ -1,4 +1,4 @@
-"""The run itself: a server, one worker at a time, a kill in the middle, and the checks at the end."""
+"""The run itself: a server, three workers, one killed and one joining in the middle, and the checks at the end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
@@ -26,6 +27,7 @@ from cascade_state.demo.world import World
 
 __all__ = ["Kill", "Options", "Run", "Show", "run_demo"]
 
+_WORKERS = 3
 _OBSERVE_SECONDS = 0.02
 _KILL_SHARE = 0.25  # of the flows have ended: late enough to have everything under way, early enough to leave work
 _ALL_KINDS_SHARE = 0.5  # up to here the kill waits for a moment with every kind of claim in hand
@@ -38,7 +40,7 @@ class Show(Protocol):
     def say(self, text: str) -> None:
         """Something happened."""
 
-    def progress(self, world: World, total: int, worker: str) -> None:
+    def progress(self, world: World, total: int) -> None:
         """This far it has come; called often."""
 
 
@@ -54,7 +56,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """The kill of the first worker. `held` is what it had in hand; `again` what its successor began once more.
+    """The kill of a worker. `held` is what it had in hand; `again` what the others began once more.
 
     `killed_at` is by the database's clock.
     """
@@ -117,15 +119,10 @@ async def _run_on(store: Store, options: Options, scenario: Scenario, seconds: d
     with _phase(seconds, "migration"):
         await store.migrate()
         await effects.create_table()
+    show.say(f"migrated in {seconds['migration']:.1f} s")
     for definition in load_definitions().values():
         await store.flow_definitions.deploy(definition)
     world = World(store, scenario)
-    with _phase(seconds, "start"):
-        await world.begin()
-    show.say(
-        f"migrated in {seconds['migration']:.1f} s; {world.published.total()} events published, then "
-        f"{len(scenario.flows)} flows added, in {seconds['start']:.1f} s"
-    )
     workers: list[WorkerProcess] = []
     with _phase(seconds, "work"):
         kill = await _work(store, options, world, show, workers)
@@ -152,53 +149,94 @@ async def _run_on(store: Store, options: Options, scenario: Scenario, seconds: d
 
 
 async def _work(store: Store, options: Options, world: World, show: Show, workers: list[WorkerProcess]) -> Kill | None:
-    """Lets one worker after another do the work; returns how the first one ended, None if it never got that far."""
+    """Lets the workers do it, kills one and starts another one; returns how it went, None if it never got that far."""
     total = sum(1 for _ in world.scenario.all_flows())
     end = time.monotonic() + options.timeout_seconds
     kill: Kill | None = None
+    shares = _Shares(store.options.partition_count, workers, show)
     try:
+        await _start_workers(store, options, workers, show)
         begun = time.monotonic()
-        worker = await _start_worker(store, options, "worker-1", workers, show)
+        await world.begin()
+        show.say(f"{world.published.total()} events published, then {len(world.scenario.flows)} flows added")
         while world.ended < total and time.monotonic() < end:
-            worker.check_alive()
+            _check_alive(workers)
             await world.observe()
-            show.progress(world, total, worker.name)
-            if kill is None and _is_time_to_kill(world, worker, total):
-                await worker.kill()
+            show.progress(world, total)
+            shares.tell(total - world.ended)
+            victim = next((worker for worker in workers if _is_time_to_kill(world, worker, workers, total)), None)
+            if kill is None and victim is not None:
+                await victim.kill()
                 moment = time.monotonic()
-                kill = _killed(worker, await _database_time(store), moment - begun)
-                show.say(f"{worker.name} killed (SIGKILL) with {_counted(kill.held)} in hand")
-                worker = await _start_worker(store, options, "worker-2", workers, show)
+                kill = _killed(victim, await _database_time(store), moment - begun)
+                show.say(f"{victim.name} killed (SIGKILL) with {_counted(kill.held)} in hand")
+                await _start_worker(store, options, f"worker-{_WORKERS + 1}", workers, show)
             await asyncio.sleep(_OBSERVE_SECONDS)
-        await worker.stop()
-        await world.observe()  # what it committed last
-        show.say(f"{world.ended} of {total} flows have ended; {worker.name} stopped")
-        return None if kill is None else _recovered(kill, worker, moment)
+        living = _living(workers)
+        await asyncio.gather(*(worker.stop() for worker in living))
+        await world.observe()  # what they committed last
+        show.say(f"{world.ended} of {total} flows have ended; {len(living)} workers stopped")
+        return None if kill is None else _recovered(kill, living, moment)
     finally:
-        for worker in workers:
-            if worker.is_running:
-                await worker.kill()
+        for worker in _living(workers):
+            await worker.kill()
 
 
-async def _start_worker(
-    store: Store, options: Options, name: str, workers: list[WorkerProcess], show: Show
-) -> WorkerProcess:
+def _living(workers: list[WorkerProcess]) -> list[WorkerProcess]:
+    return [worker for worker in workers if worker.is_running]
+
+
+def _check_alive(workers: list[WorkerProcess]) -> None:
+    for worker in workers:
+        if not worker.killed:
+            worker.check_alive()
+
+
+class _Shares:
+    """Tells how the partitions are shared, each time that all of them are and it is another way than before."""
+
+    def __init__(self, partition_count: int, workers: list[WorkerProcess], show: Show) -> None:
+        self._partition_count = partition_count
+        self._workers = workers
+        self._show = show
+        self._told: dict[str, int] = {}
+
+    def tell(self, open_flows: int) -> None:
+        for worker in self._workers:
+            if worker.partition_count and worker.work_left is None:
+                worker.work_left = open_flows
+        shares = {worker.name: worker.partition_count for worker in _living(self._workers)}
+        if shares != self._told and min(shares.values()) and sum(shares.values()) == self._partition_count:
+            self._told = shares
+            told = ", ".join(f"{name} {count}" for name, count in shares.items())
+            self._show.say(f"the {self._partition_count} partitions are shared: {told}")
+
+
+async def _start_workers(store: Store, options: Options, workers: list[WorkerProcess], show: Show) -> None:
+    names = [f"worker-{number + 1}" for number in range(_WORKERS)]
+    starts = (_start_worker(store, options, name, workers, show) for name in names)
+    failures = [item for item in await asyncio.gather(*starts, return_exceptions=True) if item is not None]
+    if failures:  # all have come up or failed by now, so none is left behind
+        raise failures[0]
+    workers.sort(key=attrgetter("name"))
+
+
+async def _start_worker(store: Store, options: Options, name: str, workers: list[WorkerProcess], show: Show) -> None:
     # The given URL may hold a password; that of the embedded server, known only now, has none.
     url = store.url if options.url is None else options.url
     worker = await WorkerProcess.start(name, url, store.options.schema)
     workers.append(worker)
     show.say(f"{name} works as process {worker.process_id}")
-    return worker
 
 
-def _is_time_to_kill(world: World, worker: WorkerProcess, total: int) -> bool:
+def _is_time_to_kill(world: World, worker: WorkerProcess, workers: list[WorkerProcess], total: int) -> bool:
     """Returns whether the worker surely has work in hand, at best of every kind, in the middle of the run."""
     slow = world.scenario.slow
     surely_until = time.monotonic() - _SURELY_SECONDS
     is_busy = any((key, step) in slow and since > surely_until for (_, key, step), since in worker.in_hand.items())
     if not is_busy:
         return False
-    if slow.issubset(worker.first_began):
+    if slow.issubset(pair for other in workers for pair in other.first_began):
         return True  # there will not be another slow call to be sure of
     share = world.ended / total
     kinds = {claim for claim, _, _ in worker.in_hand}
@@ -217,9 +255,14 @@ def _killed(worker: WorkerProcess, killed_at: datetime, after_seconds: float) ->
     )
 
 
-def _recovered(kill: Kill, successor: WorkerProcess, killed_at: float) -> Kill:
+def _recovered(kill: Kill, others: list[WorkerProcess], killed_at: float) -> Kill:
     """Returns the kill with what became of the work in hand; `killed_at` is by the clock of `first_began`."""
-    begun = {pair: at for pair, at in successor.first_began.items() if pair in {held[1:] for held in kill.held}}
+    held = {(key, step) for _, key, step in kill.held}
+    begun: dict[tuple[str, str], float] = {}
+    for worker in others:
+        for pair, at in worker.first_began.items():
+            if pair in held and at > killed_at:
+                begun[pair] = min(at, begun.get(pair, at))
     recovered_seconds = max(begun.values()) - killed_at if begun else None
     return replace(kill, again=tuple(sorted(begun)), recovered_seconds=recovered_seconds)
 

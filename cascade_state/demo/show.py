@@ -27,11 +27,11 @@ class PlainShow:
         """Writes what happened, and when."""
         print(f"{time.monotonic() - self._begun:5.1f} s  {text}", file=sys.stderr, flush=True)
 
-    def progress(self, world: World, total: int, worker: str) -> None:
+    def progress(self, world: World, total: int) -> None:
         """Writes how far it has come, at most every two seconds."""
         if time.monotonic() - self._latest >= _PLAIN_SECONDS:
             self._latest = time.monotonic()
-            self.say(f"{worker}: {world.ended} of {total} flows ended, {world.steps_done} steps done")
+            self.say(f"{world.ended} of {total} flows ended, {world.steps_done} steps done")
 
 
 class LiveShow(PlainShow):
@@ -46,9 +46,9 @@ class LiveShow(PlainShow):
         """Writes what happened above the bar."""
         self._bar.console.print(f"[dim]{time.monotonic() - self._begun:5.1f} s[/]  {text}", highlight=False)
 
-    def progress(self, world: World, total: int, worker: str) -> None:
+    def progress(self, world: World, total: int) -> None:
         """Moves the bar."""
-        description = f"{worker}: {world.steps_done} steps"
+        description = f"{world.steps_done} steps"
         self._bar.update(self._task, description=description, completed=world.ended, total=total)
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from typing import Self
+from typing import Any, Self
 
 from cascade_state.demo.invariants import WorkerLog
 from cascade_state.demo.worker import URL_VARIABLE
@@ -36,6 +36,8 @@ class WorkerProcess:
         self.in_hand: dict[tuple[str, str, str], float] = {}
         self.first_began: dict[tuple[str, str], float] = {}
         self.killed: bool = False
+        self.partition_count: int = 0  # how many are its own, as it told last
+        self.work_left: int | None = None  # how many flows had not ended when it got its first share
         self._process = process
         self._ready = asyncio.Event()
         self._began: Counter[tuple[str, str]] = Counter()
@@ -87,6 +89,7 @@ class WorkerProcess:
         return WorkerLog(
             name=self.name,
             killed=self.killed,
+            work_left=self.work_left or 0,
             began=self._began,
             recorded=self._recorded,
             lost=self._lost,
@@ -146,10 +149,12 @@ class WorkerProcess:
             if line.endswith(b"\n"):  # not what a kill cut off
                 self._take_in(json.loads(line))
 
-    def _take_in(self, report: dict[str, str]) -> None:
+    def _take_in(self, report: dict[str, Any]) -> None:
         what = report["what"]
         if what == "ready":
             self._ready.set()
+        elif what == "share":
+            self.partition_count = report["partitions"]
         elif what == "began":
             self.in_hand[report["claim"], report["flow"], report["step"]] = time.monotonic()
             self._began[report["flow"], report["step"]] += 1

@@ -11,8 +11,8 @@ from cascade_state.demo.definition_files import load_definitions
 from cascade_state.demo.effects import Effects, ListedEffects
 from cascade_state.demo.engine import Engine
 from cascade_state.demo.invariants import Evidence
+from cascade_state.demo.loop import Worker
 from cascade_state.demo.scenario import Scenario
-from cascade_state.demo.worker import Worker
 from cascade_state.demo.world import World
 from cascade_state.testing.clock import FrozenClock
 

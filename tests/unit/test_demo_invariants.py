@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -109,19 +110,48 @@ def with_an_event_that_came_too_late(evidence: Evidence) -> Evidence:
     return replace(evidence, effects=[*evidence.effects, late])
 
 
+def log_of(evidence: Evidence, **facts: Any) -> WorkerLog:
+    """Returns what a worker told that did its share: its first effect is in the books."""
+    first = evidence.effects[0]
+    return WorkerLog(name=first.worker, recorded=Counter({(first.business_key, first.step_id): 1}), **facts)
+
+
+def with_an_idle_worker(evidence: Evidence) -> Evidence:
+    logs = [log_of(evidence), WorkerLog(name="worker-2", work_left=30)]
+    return replace(evidence, logs=logs, scenario=replace(evidence.scenario, slow=frozenset()))
+
+
+def owned(evidence: Evidence, *owners: tuple[str, int]) -> Evidence:
+    """Returns the evidence with effects of one flow by these workers, in these generations of its partition."""
+    mine = [effect for effect in evidence.effects if effect.business_key == evidence.effects[0].business_key]
+    written = {
+        id(effect): replace(effect, worker=worker, generation=generation)
+        for effect, (worker, generation) in zip(mine, owners, strict=False)
+    }
+    return replace(evidence, effects=[written.get(id(effect), effect) for effect in evidence.effects])
+
+
+def with_two_owners_at_once(evidence: Evidence) -> Evidence:
+    return owned(evidence, ("worker-1", 1), ("worker-2", 1))
+
+
+def with_a_late_write_of_an_earlier_owner(evidence: Evidence) -> Evidence:
+    return owned(evidence, ("worker-1", 1), ("worker-2", 2), ("worker-1", 1))
+
+
 def with_an_acknowledged_commit_that_is_gone(evidence: Evidence) -> Evidence:
     log = WorkerLog(name="worker-1", recorded=Counter({("order-0001", "refund-twice"): 1}))
     return replace(evidence, logs=[log], scenario=replace(evidence.scenario, slow=frozenset()))
 
 
 def with_a_killed_worker_that_held_nothing(evidence: Evidence) -> Evidence:
-    log = WorkerLog(name="worker-1", killed=True)
+    log = log_of(evidence, killed=True)
     return replace(evidence, logs=[log], scenario=replace(evidence.scenario, slow=frozenset()))
 
 
 def with_a_long_call_made_twice(evidence: Evidence) -> Evidence:
     (slow,) = evidence.scenario.slow
-    return replace(evidence, logs=[WorkerLog(name="worker-1", began=Counter({slow: 2}))])
+    return replace(evidence, logs=[log_of(evidence, began=Counter({slow: 2}))])
 
 
 def test_everything_holds_before_anything_is_planted(evidence: Evidence) -> None:
@@ -147,6 +177,9 @@ def test_everything_holds_before_anything_is_planted(evidence: Evidence) -> None
         (with_an_acknowledged_commit_that_is_gone, {"what a worker"}),
         (with_a_killed_worker_that_held_nothing, {"what the killed"}),
         (with_a_long_call_made_twice, {"a living worker"}),
+        (with_an_idle_worker, {"every worker really"}),
+        (with_two_owners_at_once, {"in each partition"}),
+        (with_a_late_write_of_an_earlier_owner, {"in each partition"}),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -157,9 +190,19 @@ def test_a_planted_defect_is_found(evidence: Evidence, plant: Callable[[Evidence
 def test_a_flow_that_the_killed_worker_held_and_nobody_finished_is_found(evidence: Evidence) -> None:
     stuck = with_a_flow_that_never_ended(evidence)
     key = find(evidence, "order").business_key or ""
-    log = WorkerLog(name="worker-1", killed=True, in_hand=frozenset({("flow", key, "charge-payment")}))
+    log = log_of(evidence, killed=True, in_hand=frozenset({("flow", key, "charge-payment")}))
     stuck = replace(stuck, logs=[log], scenario=replace(evidence.scenario, slow=frozenset()))
 
     verdict = next(item for item in check_all(stuck) if item.name.startswith("what the killed worker"))
 
     assert verdict.problems == (f"{key} is stuck: the killed worker held it (flow, charge-payment)",)
+
+
+def test_a_partition_that_changes_its_owner_is_no_defect(evidence: Evidence) -> None:
+    assert broken(owned(evidence, ("worker-1", 1), ("worker-2", 2), ("worker-2", 2))) == set()
+
+
+def test_whoever_joined_when_little_was_left_need_not_have_worked(evidence: Evidence) -> None:
+    logs = [log_of(evidence), WorkerLog(name="worker-4", work_left=29)]
+    late = replace(evidence, logs=logs, scenario=replace(evidence.scenario, slow=frozenset()))
+    assert broken(late) == set()

@@ -32,11 +32,11 @@ def test_on_a_terminal_a_bar_moves_below_the_lines(
     with shown() as show:
         assert isinstance(show, LiveShow)
         show.say("the server is up")
-        show.progress(world, 45, "worker-1")
+        show.progress(world, 45)
 
     written = capsys.readouterr().err
     assert "the server is up" in written
-    assert "worker-1: 17 steps" in written
+    assert "17 steps" in written
     assert "3/45" in written
 
 
@@ -47,17 +47,17 @@ def test_without_rich_lines_go_to_standard_error(
     with shown() as show:
         assert isinstance(show, PlainShow)
         show.say("the server is up")
-        show.progress(world, 45, "worker-1")
+        show.progress(world, 45)
         monkeypatch.setattr(show, "_latest", show._begun - 60.0)
-        show.progress(world, 45, "worker-1")
-        show.progress(world, 45, "worker-1")
+        show.progress(world, 45)
+        show.progress(world, 45)
 
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert len(lines) == 2  # progress is told at most every two seconds
     assert lines[0].endswith("s  the server is up")
-    assert lines[1].endswith("s  worker-1: 3 of 45 flows ended, 17 steps done")
+    assert lines[1].endswith("s  3 of 45 flows ended, 17 steps done")
 
 
 @pytest.mark.usefixtures("without_rich")
