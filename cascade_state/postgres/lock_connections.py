@@ -50,8 +50,8 @@ class LockConnections:
         self._free: list[DriverConnection] = []
         self._closed = False
 
-    async def take(self) -> DriverConnection:
-        """Returns a connection that holds no lock.
+    async def take(self) -> tuple[DriverConnection, bool]:
+        """Returns a connection that holds no lock, and whether it is a kept one, which may have broken unnoticed.
 
         Raises:
             UsageError: There is a transaction pooler, and no way around it.
@@ -59,8 +59,8 @@ class LockConnections:
         while self._free:
             connection = self._free.pop()
             if not connection.is_closed():
-                return connection
-        return await self._opened()
+                return connection, True
+        return await self._opened(), False
 
     async def fetch(
         self, connection: DriverConnection, statement: Statement, values: Mapping[str, Any]

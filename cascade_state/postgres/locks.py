@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.guards import Guard
 from cascade_state.abc.locks import HeldLock, Locks, Patience
-from cascade_state.errors import LockLost, StoreError, StoreNotOpen, TransactionAborted
+from cascade_state.errors import LockLost, StoreError, StoreNotOpen, StoreUnavailable, TransactionAborted
 from cascade_state.model.locks import LockInfo, LockName, lock_name_from_text, lock_name_text
 from cascade_state.postgres.direct import DriverConnection, Record
 from cascade_state.postgres.executor import Executor
@@ -104,12 +104,17 @@ class PostgresLocks(Locks):
         call: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls.add(call)
         try:
-            connection = await self._connections.take()
-            try:
-                return await self._acquire_on(connection, name, shared, patience)
-            except BaseException:
-                await run_to_completion(self._connections.discard(connection))
-                raise
+            while True:
+                connection, was_kept = await self._connections.take()
+                try:
+                    return await self._acquire_on(connection, name, shared, patience)
+                except StoreUnavailable:
+                    await run_to_completion(self._connections.discard(connection))
+                    if not was_kept:  # else it may have broken before; with it, what it may have acquired is gone
+                        raise
+                except BaseException:
+                    await run_to_completion(self._connections.discard(connection))
+                    raise
         finally:
             self._calls.discard(call)
             call.set_result(None)

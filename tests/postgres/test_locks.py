@@ -28,6 +28,7 @@ from cascade_state import (
 )
 from cascade_state.postgres import lock_connections, locks
 from cascade_state.testing import PostgresServer, factories
+from cascade_state.testing.blocking import run_blocking
 from cascade_state.testing.contracts.locks import in_queue, is_free
 from tests.postgres.own_server import own_server
 from tests.postgres.pooler import pgbouncer
@@ -68,6 +69,15 @@ async def _connections(admin: Any) -> int:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     return count
+
+
+async def _terminated(url: str, pid: int) -> None:
+    """Ends a session and returns when it is gone."""
+    connection = await asyncpg.connect(url)
+    try:
+        assert await connection.fetchval("SELECT pg_terminate_backend($1, 20000)", pid)
+    finally:
+        await connection.close()
 
 
 async def _at_most(admin: Any, count: int) -> None:
@@ -265,6 +275,15 @@ class TestConnections:
         await lock.release()
         await admin.execute("SELECT pg_terminate_backend($1)", pid)
         await _at_most(admin, before + 1)  # the one that listed the locks
+        assert await is_free(postgres_store, "month")
+
+    async def test_a_kept_connection_that_broke_unnoticed_is_replaced(
+        self, database_url: str, postgres_store: Store
+    ) -> None:
+        lock = await _held(postgres_store)
+        pid = await _holder_pid(postgres_store)
+        await lock.release()
+        run_blocking(_terminated(database_url, pid))  # meanwhile this loop stands still, and hears nothing of it
         assert await is_free(postgres_store, "month")
 
     async def test_without_the_schema_no_lock_is_left(self, empty_database_url: str) -> None:
