@@ -31,7 +31,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 # The steps share one environment, one set of coverage files and two cores.
 .NOTPARALLEL:
-.PHONY: help venv demo test check format lint types generate generated coverage docs bench matrix \
+.PHONY: help venv demo test check format lint types generate generated coverage docs bench bench-peers matrix \
         check-sqlalchemy20 check-postgres16 constraints clean
 
 help: ## List the commands
@@ -85,6 +85,10 @@ docs: venv ## Build the documentation into site/
 bench: venv ## Measure against bare asyncpg and a plain ORM unit of work (BENCH_ARGS="--quick --only get")
 	$(call when,benchmarks/__main__.py,$(PY) -m benchmarks $(BENCH_ARGS))
 	$(call when,benchmarks/databases/__main__.py,$(PY) -m benchmarks.databases $(filter --quick --json,$(BENCH_ARGS)))
+
+bench-peers: ## Measure against other libraries, installed into an environment of their own (BENCH_ARGS="--quick")
+	@scripts/make-peers-environment .venvs/peers
+	.venvs/peers/bin/python -m benchmarks.peers $(BENCH_ARGS)
 
 matrix: venv ## Test on the other Pythons found here, PostgreSQL 16 and SQLAlchemy 2.0
 	$(PY) -m scripts.matrix $(SQLALCHEMY20) -- $(PYTEST)

@@ -1,0 +1,44 @@
+"""One contender in its process: `python -m benchmarks.peers.child CONTENDER WORKLOAD URL TASKS COUNT`.
+
+It prints the timing. Exit status 3: its library is not installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from importlib import import_module
+
+from benchmarks.peers.workloads import Run, Timing, Workload
+
+__all__ = ["NOT_INSTALLED", "workloads_of"]
+
+NOT_INSTALLED = 3
+
+
+def workloads_of(contender: str) -> dict[str, Workload]:
+    """Returns what a contender takes part in."""
+    found: dict[str, Workload] = import_module(f"benchmarks.peers.contenders.{contender}").WORKLOADS
+    return found
+
+
+def main(contender: str, workload: str, url: str, tasks: str, count: str) -> int:
+    """Runs one workload once."""
+    run = Run(url=url, tasks=int(tasks), count=int(count))
+    try:
+        timing = asyncio.run(_run(workloads_of(contender)[workload], run))
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+        return NOT_INSTALLED
+    print(json.dumps(asdict(timing)))
+    return 0
+
+
+async def _run(workload: Workload, run: Run) -> Timing:
+    return await workload.run(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
