@@ -6,14 +6,10 @@ import argparse
 import asyncio
 import json
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import asyncpg
 
 from benchmarks.bench import opened_bench
 from benchmarks.comparing import compare
@@ -22,7 +18,7 @@ from benchmarks.growth import Growth, GrowthResult, measure_growth, registered_g
 from benchmarks.measuring import Result, measure
 from benchmarks.registry import TASKS, Benchmark, registered
 from benchmarks.report import as_document, as_json, as_markdown, machine
-from cascade_state.postgres.shared_server import SharedServer, socket_url
+from benchmarks.server import durable_server, server_version
 
 _QUICK = Effort(operations=60, rounds=2, tasks=TASKS[:2], sizes=(10_000, 100_000), cycles=20_000)
 _THOROUGH = Effort(operations=200, rounds=5, tasks=TASKS, sizes=(10_000, 1_000_000), cycles=1_000_000)
@@ -99,41 +95,16 @@ async def _run(
     results: list[Result] = []
     grown: list[GrowthResult] = []
     swollen = None
-    with _server() as (url, postmaster):
+    with durable_server(_SETTINGS) as (url, postmaster):
         if chosen:
             async with opened_bench(url, postmaster, max(effort.tasks)) as bench:
                 for number in effort.tasks:
                     results += await measure(bench, chosen, number, effort, _progress)
         if growing or bloat:
             grown, swollen = await measure_growth(url, growing, effort, _progress, bloat=bloat)
-        about = machine(await _server_version(url))
+        about = machine(await server_version(url))
     _progress("")
     return as_document(results, grown, swollen, about)
-
-
-@contextmanager
-def _server() -> Iterator[tuple[str, int]]:
-    """Starts a server in memory, where there is a tmpfs; yields its URL and its first process."""
-    with tempfile.TemporaryDirectory(dir=_tmpfs()) as directory:
-        server = SharedServer(Path(directory), settings=_SETTINGS)
-        postmaster = server.start()
-        try:
-            yield socket_url(postmaster, "postgres"), postmaster.process_id
-        finally:
-            server.stop()
-
-
-def _tmpfs() -> str | None:
-    shared_memory = Path("/dev/shm")  # noqa: S108 - a directory of our own inside it
-    return str(shared_memory) if shared_memory.is_dir() else None
-
-
-async def _server_version(url: str) -> str:
-    connection = await asyncpg.connect(url)
-    try:
-        return str(await connection.fetchval("SHOW server_version"))
-    finally:
-        await connection.close()
 
 
 def _progress(text: str) -> None:

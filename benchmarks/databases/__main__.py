@@ -21,6 +21,7 @@ from benchmarks.databases.report import as_markdown
 from benchmarks.databases.session_start import measure_session_starts
 from benchmarks.databases.ways import TEMPLATE, build_template, opened_ways
 from benchmarks.report import machine
+from benchmarks.server import server_version
 from cascade_state.testing import PostgresServer
 
 _PAUSES = (0.0, 0.03)  # seconds that a test works besides
@@ -52,7 +53,7 @@ async def _run(*, quick: bool) -> dict[str, Any]:
         _say("session starts")
         starts = await asyncio.to_thread(measure_session_starts, server, 1 if quick else 5)
         suites, missing = await _suites(server, tests, rounds)
-        about = machine(await _version(server.url))
+        about = machine(await server_version(server.url))
     return {
         "machine": about,
         "tests": tests,
@@ -118,14 +119,6 @@ def _milliseconds(seconds: list[float]) -> dict[str, float]:
         "max": round(ordered[-1], 3),
         "count": len(ordered),
     }
-
-
-async def _version(url: str) -> str:
-    connection = await asyncpg.connect(url)
-    try:
-        return str(await connection.fetchval("SHOW server_version"))
-    finally:
-        await connection.close()
 
 
 def _say(text: str) -> None:

@@ -7,20 +7,15 @@ import asyncio
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import asyncpg
 
 from benchmarks.empty_database import created
 from benchmarks.peers.child import NOT_INSTALLED, workloads_of
 from benchmarks.peers.report import Entry, as_document, as_markdown
 from benchmarks.peers.workloads import Timing
 from benchmarks.report import machine
-from cascade_state.postgres.shared_server import SharedServer, socket_url
+from benchmarks.server import durable_server, server_version
 
 # Durable, and the same for everybody: a commit is on disk when it is answered.
 _SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": "4GB"}
@@ -62,13 +57,13 @@ def measure_peers(*, quick: bool, only: str) -> dict[str, Any]:
         if only in workload or only in contender
     ]
     rounds = 1 if quick else 5
-    with _server() as url:
+    with durable_server(_SETTINGS) as (url, _):
         for number in range(rounds):
             for entry in entries:
                 if entry.failure is None:
                     _say(f"round {number + 1} of {rounds}: {entry.contender}, {entry.workload}, {entry.tasks} task(s)")
                     _time(entry, url, number)
-        about = machine(asyncio.run(_server_version(url)))
+        about = machine(asyncio.run(server_version(url)))
     return as_document(entries, about)
 
 
@@ -94,26 +89,6 @@ def _time(entry: Entry, url: str, number: int) -> None:
     else:
         entry.timings.append(Timing(**json.loads(done.stdout.splitlines()[-1])))
         entry.does = workloads_of(entry.contender)[entry.workload].does
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    """Starts a server in memory, where there is a tmpfs; yields the URL of its first database."""
-    shared_memory = Path("/dev/shm")  # noqa: S108 - a directory of our own inside it
-    with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as directory:
-        server = SharedServer(Path(directory), settings=_SETTINGS)
-        try:
-            yield socket_url(server.start(), "postgres")
-        finally:
-            server.stop()
-
-
-async def _server_version(url: str) -> str:
-    connection = await asyncpg.connect(url)
-    try:
-        return str(await connection.fetchval("SHOW server_version"))
-    finally:
-        await connection.close()
 
 
 def _say(text: str) -> None:
