@@ -123,7 +123,7 @@ def serve(
 def _duration(option: str, text: str | None) -> timedelta | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h)", text)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h)?", text)
     if match is None:
-        raise typer.BadParameter(f"{option} must be a number with one of the units ms, s, m, h, as 500ms")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        raise typer.BadParameter(f"{option} must be seconds, or a number with one of the units ms, s, m, h, as 500ms")
+    return timedelta(**{_UNITS[match[2] or "s"]: float(match[1])})

@@ -88,8 +88,9 @@ class Facade:
         return self._process.returncode, log
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.communicate(timeout=WAIT)
+        if self.is_running:
+            self._process.kill()
+            self._process.communicate(timeout=WAIT)
 
     @property
     def is_running(self) -> bool:
@@ -105,7 +106,10 @@ def facade_process(*arguments: str, **environment: str) -> Iterator[Facade]:
         yield process
     finally:
         if process.is_running:
-            process.kill()
+            try:
+                process.stop()
+            finally:
+                process.kill()
 
 
 async def execute(url: str, statement: str) -> None:

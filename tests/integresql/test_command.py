@@ -143,7 +143,7 @@ def test_the_variables_say_where_postgresql_is(server: PostgresServer, prefix: s
         "INTEGRESQL_LOGGER_LOG_RESPONSE_HEADER": "true",
         "INTEGRESQL_TEST_PGPASSWORD": "hidden",
     }
-    with facade_process("--reclaim-after", "1.5s", **variables) as process:
+    with facade_process("--reclaim-after", "1.5", "--unclaimed-after", "500ms", **variables) as process:
         headers = {"Authorization": "Bearer hidden", "X-Request-Id": "mine"}
         body = json.dumps({"hash": "x", "odd": "\n\x1b[31m"})
         answer = httpx.post(f"{process.url}/api/v1/templates/?a=b", content=body, headers=headers, trust_env=False)

@@ -12,8 +12,10 @@ import asyncpg
 import httpx
 import pytest
 
-from cascade_state.errors import DatabaseInUse, ServerUnavailable, TemplateNotFound
-from cascade_state.testing import IntegresqlClient, PostgresServer
+from cascade_state.errors import DatabaseInUse, ServerUnavailable, TemplateNotFound, TestDatabaseError
+from cascade_state.testing import DatabasePool, IntegresqlClient, PostgresServer
+from cascade_state.testing.integresql import service
+from cascade_state.testing.integresql.settings import postgres_of
 from tests.integresql.conftest import Serving
 from tests.integresql.facade import WAIT, databases, execute, fetch, filled
 
@@ -215,7 +217,7 @@ async def test_a_database_that_is_not_ours_gives_way_unless_it_is_used(
 ) -> None:
     name = f"{prefix}_template_x"
     await server.create_database(name)
-    await execute(server.url_for(name), "CREATE TABLE leftover (a int)")
+    await execute(server.url_for(name), f"CREATE TABLE leftover (a int); ALTER DATABASE {name} IS_TEMPLATE true")
     async with serving() as client:
         async with connected(server.url_for(name)):
             assert await client.initialize_template("x") is None
@@ -271,3 +273,74 @@ async def test_what_takes_too_long_is_unavailable(serving: Serving) -> None:
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         assert "too long" in answer.json()["message"]
+
+
+async def test_a_pool_that_nobody_uses_is_closed_and_opened_again(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(service, "_IDLE_SECONDS", 0.0)
+    async with serving(max_pool_size=2) as client, httpx.AsyncClient(base_url=_root(client), trust_env=False) as http:
+        await client.with_template("x", filled)
+        first = await client.get_test_database("x")
+        async with asyncio.timeout(WAIT):
+            while 'databases{state="leased"} 0' not in (await http.get("/metrics")).text:  # noqa: ASYNC110 - asks it
+                await asyncio.sleep(0.02)
+        second = await client.get_test_database("x")
+        assert second.id != first.id
+
+
+async def test_a_role_that_sees_nobody_elses_sessions_notices_them_all_the_same(
+    server: PostgresServer, serving: Serving, prefix: str
+) -> None:
+    role = f"{prefix}_manager"
+    await execute(server.url, f"CREATE ROLE {role} LOGIN CREATEDB")
+    try:
+        async with serving(postgres_user=role, leave_timeout=SHORT) as client:
+            config = await client.initialize_template("x")
+            assert config is not None
+            async with connected(config.changed(username=postgres_of(server.url, {}).username)):
+                with pytest.raises(DatabaseInUse):
+                    await client.finalize_template("x")
+                with pytest.raises(DatabaseInUse):
+                    await client.discard_template("x")
+            await client.discard_template("x")
+    finally:
+        await execute(server.url, f"DROP ROLE {role}")
+
+
+async def test_a_template_stays_as_it_was_when_a_process_holds_a_copy(
+    server: PostgresServer, serving: Serving, prefix: str
+) -> None:
+    async with serving(max_pool_size=3) as client:
+        await client.with_template("x", filled)
+        name = f"{prefix}_template_x"
+        async with DatabasePool(server, name, name_prefix=f"{prefix}_test_x", max_size=3) as pool, pool.lease():
+            with pytest.raises(DatabaseInUse):
+                await client.discard_template("x")
+            assert await client.initialize_template("x") is None
+            assert (await client.get_test_database("x")).name.startswith(f"{prefix}_test_x_")
+        await client.discard_template("x")
+
+
+async def test_a_root_template_that_is_not_there_is_said_so(serving: Serving) -> None:
+    async with serving(root_template="nowhere") as client:
+        with pytest.raises(TestDatabaseError, match="root template 'nowhere' does not exist"):
+            await client.initialize_template("x")
+
+
+async def test_a_mistake_of_ours_is_answered_and_logged(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mistaken(self: object) -> None:
+        raise ZeroDivisionError("with a secret")
+
+    monkeypatch.setattr(service.IntegresqlService, "reset", mistaken)
+    async with serving() as client:
+        with pytest.raises(TestDatabaseError, match="500: internal error"):
+            await client.reset_all()
+    assert "ZeroDivisionError: with a secret" in caplog.text
+
+
+def _root(client: IntegresqlClient) -> str:
+    return client._url.removesuffix("/api/v1")

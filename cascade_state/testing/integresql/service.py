@@ -29,9 +29,9 @@ from cascade_state.errors import (
 )
 from cascade_state.testing.integresql.database_config import DatabaseConfig
 from cascade_state.testing.integresql.figures import Figures, Metric, exposition
+from cascade_state.testing.integresql.pools import OpenPools
 from cascade_state.testing.integresql.settings import Settings
 from cascade_state.testing.integresql.tracking import TemplateTracking, Tracked
-from cascade_state.testing.pool import DatabasePool
 from cascade_state.testing.server import PostgresServer
 
 __all__ = ["IntegresqlService"]
@@ -57,9 +57,7 @@ class IntegresqlService:
         self.stopping: asyncio.Event = asyncio.Event()
         self._server = server if server is not None else PostgresServer.from_url(settings.postgres.url)
         self._tracking = TemplateTracking(self._server, settings)
-        self._pools: dict[str, DatabasePool] = {}
-        self._used_at: dict[str, float] = {}
-        self._opening = asyncio.Lock()
+        self._pools = OpenPools(self._server, settings)
         self._looks: dict[str, asyncio.Task[Tracked | None]] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,9 +76,7 @@ class IntegresqlService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for template_hash in list(self._pools):
-            with contextlib.suppress(ServerUnavailable):
-                await self._close_pool(template_hash)
+        await self._pools.close()
         await self._tracking.close()
 
     async def initialize(self, template_hash: str) -> DatabaseConfig | None:
@@ -153,9 +149,9 @@ class IntegresqlService:
         self.figures.waiting += 1
         try:
             tracked = await self._finished(template_hash)
-            pool = await self._pool(tracked)
             try:
-                database = await pool.hand_out(timeout=self.settings.get_timeout)
+                async with self._pools.using(tracked) as pool:
+                    database = await pool.hand_out(timeout=self.settings.get_timeout)
             except (DatabaseNotFound, PoolClosed) as exc:
                 raise DatabaseDiscarded(template=template_hash) from exc
         finally:
@@ -284,7 +280,8 @@ class IntegresqlService:
         if not tracked.is_finished or not 0 <= number <= _LARGEST_NUMBER:
             raise DatabaseNotFound(database=name)
         await self._tracking.wait_until_left(name)
-        await (await self._pool(tracked)).take_back(number, clean=clean)
+        async with self._pools.using(tracked) as pool:
+            await pool.take_back(number, clean=clean)
 
     async def _unmake(self, making: asyncio.Future[Tracked | None]) -> None:
         """Drops what was made for a caller who is gone."""
@@ -311,44 +308,13 @@ class IntegresqlService:
 
     async def _clear(self, tracked: Tracked) -> None:
         """Drops the test databases of a template; who waits for one learns that it is gone."""
-        if tracked.template_hash not in self._pools and not await self._tracking.has_copies(tracked):
-            return
-        pool = await self._pool(tracked)
-        await pool.discard()
-        if self._pools.get(tracked.template_hash) is pool:
-            del self._pools[tracked.template_hash]
-
-    async def _pool(self, tracked: Tracked) -> DatabasePool:
-        template_hash, settings = tracked.template_hash, self.settings
-        self._used_at[template_hash] = time.monotonic()
-        async with self._opening:
-            pool = self._pools.get(template_hash)
-            if pool is None:
-                pool = DatabasePool(
-                    self._server,
-                    tracked.database,
-                    initial_size=settings.initial_pool_size,
-                    max_size=settings.max_pool_size,
-                    max_databases=settings.max_databases,
-                    name_prefix=settings.names.tests(template_hash),
-                    owner=settings.test_username,
-                    reclaim_after=max(settings.reclaim_after, settings.minimal_lifetime),
-                    unclaimed_after=max(settings.unclaimed_after, settings.minimal_lifetime),
-                )
-                await pool.open()
-                self._pools[template_hash] = pool
-        return pool
-
-    async def _close_pool(self, template_hash: str) -> None:
-        async with self._opening:
-            pool = self._pools.pop(template_hash, None)
-            self._used_at.pop(template_hash, None)
-            if pool is not None:
-                await pool.close()
+        if tracked.template_hash in self._pools or await self._tracking.has_copies(tracked):
+            await self._pools.discard(tracked)
 
     async def _warm(self, tracked: Tracked) -> None:
         try:
-            await self._pool(tracked)
+            async with self._pools.using(tracked):
+                pass
         except TestDatabaseError as exc:
             _logger.warning("template=%s has no copies yet: %s", tracked.database, exc)
 
@@ -358,9 +324,7 @@ class IntegresqlService:
             await asyncio.sleep(_ROUND_SECONDS)
             try:
                 await self._tracking.list_all()
-                for template_hash, used_at in list(self._used_at.items()):
-                    if time.monotonic() - used_at > _IDLE_SECONDS:
-                        await self._close_pool(template_hash)
+                await self._pools.close_idle(_IDLE_SECONDS)
             except TestDatabaseError as exc:
                 _logger.debug("PostgreSQL cannot be looked at: %s", exc)
 
@@ -372,11 +336,7 @@ class IntegresqlService:
     async def _server_metrics(self) -> Iterable[Metric]:
         templates = await self._tracking.list_all()
         finished = sum(tracked.is_finished for tracked in templates)
-        counts = dict.fromkeys(("ready", "leased", "recycling"), 0)
-        for pool in list(self._pools.values()):
-            statistics = await pool.statistics()
-            for state in counts:
-                counts[state] += getattr(statistics, state)
+        counts = await self._pools.counts()
         return [
             Metric(
                 name="templates",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cascade_state.errors import DatabaseInUse, TemplateNotFound
+from cascade_state.errors import DatabaseInUse, DatabaseNotFound, TemplateNotFound, TestDatabaseError
 from cascade_state.testing.connections import Connection, connect, open_connection, quoted, translated
 from cascade_state.testing.integresql.settings import Settings
 from cascade_state.testing.server import PostgresServer
@@ -87,8 +87,11 @@ class TemplateTracking:
             if found is not None and not self._is_abandoned(found):
                 return None
             await self._drop(connection, name)
-            with translated(name):
-                await connection.execute(self._creation(name))
+            try:
+                with translated(name):
+                    await connection.execute(self._creation(name))
+            except DatabaseNotFound as exc:
+                raise TestDatabaseError(f"the root template {self._settings.root_template!r} does not exist") from exc
             await self._comment(connection, name, template_hash)
             return await self._get(connection, template_hash)
 
@@ -284,12 +287,13 @@ class _Seen:
     session_count: int
 
 
-# Background workers come and go by themselves, and DROP DATABASE ends them.
+# A session has a user, an autovacuum worker has none: that comes and goes by itself, and DROP DATABASE ends it.
+# (`backend_type` is hidden from a role that may not see other roles' sessions.)
 _SELECT = """
     SELECT d.datname, d.oid::bigint AS oid, d.datistemplate AND NOT d.datallowconn AS is_finished,
            shobj_description(d.oid, 'pg_database') AS comment, pg_stat_get_db_sessions(d.oid) AS session_count,
            EXISTS (
-               SELECT FROM pg_stat_activity a WHERE a.datid = d.oid AND a.backend_type = 'client backend'
+               SELECT FROM pg_stat_activity a WHERE a.datid = d.oid AND a.usesysid IS NOT NULL
            ) AS is_connected_to
     FROM pg_database d
 """
@@ -319,7 +323,7 @@ def _tracked(row: Any) -> Tracked | None:
 
 _USERS = f"""
     SELECT datname, pid, application_name FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND (datname = $1 OR $2 AND {_NUMBERED})
+    WHERE usesysid IS NOT NULL AND (datname = $1 OR $2 AND {_NUMBERED})
     ORDER BY datname, pid
 """  # noqa: S608 - two constants
 

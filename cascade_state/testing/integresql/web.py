@@ -27,6 +27,7 @@ from cascade_state.errors import (
     PermissionDenied,
     ServerUnavailable,
     TemplateNotFound,
+    TestDatabaseError,
 )
 from cascade_state.testing.integresql.bodies import message, read_body
 from cascade_state.testing.integresql.operations import OPERATIONS, Operation
@@ -178,7 +179,7 @@ def _failure(exc: Exception) -> Response:
             headers = {"Retry-After": f"{_RETRY_SECONDS}"} if status == 503 else None
             return message(status, str(exc) or "waited in vain", headers)
     _logger.error("a request failed: %s", exc, exc_info=exc)
-    return message(500, "internal error; the server's log has the reason")
+    return message(500, str(exc) if isinstance(exc, TestDatabaseError) else "internal error; the log has the reason")
 
 
 async def _http_error(_: Request, exc: Exception) -> Response:
