@@ -32,6 +32,8 @@ __all__ = ["InterleavingsContract", "RandomSchedulesContract"]
 _MODES = get_args(PublishMode)
 _QUEUED = ("first", "fifo")  # modes that keep an event for whoever waits later
 
+_SCHEDULES = 350  # of each mode; with the others of this module well over a thousand on each back end
+
 # Two that cannot see each other, each behind its snapshot, are brought together later, by a claim.
 _HEALING = timedelta(seconds=5)
 
@@ -248,6 +250,39 @@ class RandomSchedulesContract(StoreContract):
         for key in keys:
             await play.check(key)
 
+    @rule("C-30", "C-32", "C-33")
+    @pytest.mark.parametrize("mode", _MODES)
+    async def test_nothing_is_lost_or_doubled_in_hundreds_of_schedules_at_once(
+        self, store: Store, other_store: Store, clock: FrozenClock, mode: PublishMode
+    ) -> None:
+        """Each key has a schedule of its own, which its actors make by running freely, between those of all others.
+
+        An actor gives way a random number of times between its steps. So the order is chance, on a back end that is
+        a process of its own even more so; the steps of each actor can be repeated, and what must come out is the same.
+        """
+        chance = random.Random(mode)  # noqa: S311 - repeatable actors, not a secret
+        definition = await factories.deploy_flow_definition(store)
+        keys = [factories.unique("key") for _ in range(_SCHEDULES)]
+        play = _Play(store, chance, definition, mode, event_ids=3)
+        await play.prepare(_SCHEDULES * 4)
+        # The actors of a key follow each other, so that they run at the same time.
+        queue = iter([await play.actor(chance.choice((store, other_store)), key) for key in keys for _ in range(3)])
+
+        async def run_some() -> None:
+            for actor in queue:
+                while not actor.is_finished:
+                    for _ in range(chance.randrange(4)):
+                        await asyncio.sleep(0)
+                    await actor.take_step()
+
+        # As many at once as there are connections: one that waits for a key holds its connection, and the one that has
+        # the key must not have to wait for one.
+        async with asyncio.timeout(4 * PATIENCE), asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(run_some())
+        clock.advance(MOMENT)
+        await play.check_all(keys)
+
     @rule("C-30", "C-32")
     @pytest.mark.parametrize("seed", range(3))
     async def test_single_calls_at_the_same_time(self, store: Store, other_store: Store, seed: int) -> None:
@@ -307,13 +342,33 @@ async def _called(call: Callable[[Store], Awaitable[object]], target: Store) -> 
 class _Play:
     """What the actors of one random schedule do, and what must be true when all have ended."""
 
-    def __init__(self, store: Store, chance: random.Random, definition: FlowDefinition, mode: PublishMode) -> None:
+    def __init__(
+        self,
+        store: Store,
+        chance: random.Random,
+        definition: FlowDefinition,
+        mode: PublishMode,
+        *,
+        event_ids: int = 8,  # few: some are published several times
+    ) -> None:
+        self._event_ids = event_ids
         self._store = store
         self._chance = chance
         self._definition = definition
         self._mode = mode
         self._published: dict[str, set[str]] = {}
         self._waiting: dict[str, int] = Counter()
+        self._spare: list[FlowInstance] = []
+
+    async def prepare(self, count: int) -> None:
+        """Adds flows that actors will let wait, many in one go."""
+        results = await self._store.flow_instances.add_many(
+            factories.running_flow(self._definition) for _ in range(count)
+        )
+        self._spare += [result.instance for result in results if result.instance is not None]
+
+    async def _flow(self) -> FlowInstance:
+        return self._spare.pop() if self._spare else await factories.add_flow(self._store, self._definition)
 
     async def actor(self, target: Store, key: str) -> Actor:
         """Returns an actor with one to three operations on one key; a sixth of all actors roll back."""
@@ -321,27 +376,52 @@ class _Play:
         operations: list[Operation] = []
         for _ in range(self._chance.randint(1, 3)):
             if self._chance.random() < 0.5:
-                event_id = f"evt-{self._chance.randint(1, 8)}"  # few ids: some are published several times
+                event_id = f"evt-{self._chance.randint(1, self._event_ids)}"
                 operations.append(_publish(key, event_id, self._mode))
                 if commits:
                     self._published.setdefault(key, set()).add(event_id)
             else:
-                operations.append(_wait(await factories.add_flow(self._store, self._definition), key))
+                operations.append(_wait(await self._flow(), key))
                 self._waiting[key] += commits
         return Actor(target, *operations, commits=commits)
 
     async def check(self, key: str) -> None:
         """Checks what came out under a key, first as it is, then with waiters enough for whatever is kept."""
-        events, waits = self._published.get(key, set()), self._waiting[key]
         delivered = await self._received(key)
         waiting = await self._store.correlations.list_waiting(key)
+        for _ in range(self._event_ids + 1):
+            await factories.add_flow(self._store, self._definition, waits_for=key)
+        self._check(key, delivered, len(waiting), await self._received(key))
+
+    async def check_all(self, keys: Sequence[str]) -> None:
+        """Does the same for many keys, in a few calls."""
+        delivered = await self._all_received()
+        waiting = {key: len(await self._store.correlations.list_waiting(key)) for key in keys}
+        waiters = [
+            factories.running_flow(self._definition).suspend_for_event("ship", key)
+            for key in keys
+            for _ in range(self._event_ids + 1)
+        ]
+        assert all(result.error is None for result in await self._store.flow_instances.add_many(waiters))
+        later = await self._all_received()
+        assert set(delivered) | set(later) <= set(keys)
+        for key in keys:
+            self._check(key, delivered.get(key, []), waiting[key], later.get(key, []))
+
+    async def _all_received(self) -> dict[str, list[Delivery]]:
+        by_key: dict[str, list[Delivery]] = {}
+        while claimed := await claim_deliveries(self._store, limit=10_000):
+            for delivery in _checked(claimed):
+                by_key.setdefault(delivery.correlation_key, []).append(delivery)
+        return by_key
+
+    def _check(self, key: str, delivered: list[Delivery], waiting: int, afterwards: list[Delivery]) -> None:
+        events = self._published.get(key, set())
         assert len({delivery.flow_instance_id for delivery in delivered}) == len(delivered)
-        assert len(delivered) + len(waiting) == waits
+        assert len(delivered) + waiting == self._waiting[key]
         received = Counter(delivery.event_id for delivery in delivered)
         assert events.issuperset(received)
-        for _ in range(9):
-            await factories.add_flow(self._store, self._definition, waits_for=key)
-        later = Counter(delivery.event_id for delivery in await self._received(key))
+        later = Counter(delivery.event_id for delivery in afterwards)
         if waiting:
             assert not later, "an event was kept although somebody waited"
         if self._mode == "fifo":
