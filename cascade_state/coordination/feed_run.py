@@ -65,7 +65,7 @@ class FeedRun:
         self._unsettled: set[int] = set()
         self._unsettled_seconds = _FIRST_UNSETTLED_SECONDS
         self._look_at_unsettled = 0.0
-        self._next_poll = 0.0
+        self._next_poll = _now() + settings.poll_interval.total_seconds()  # the share is looked at when it is learnt
         self._trouble = 0  # how often in a row the store did not answer
         self._wake = asyncio.Event()
         self._error: BaseException | None = None  # what ends a strict consumer

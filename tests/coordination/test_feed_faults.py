@@ -19,7 +19,7 @@ from cascade_state.testing.contracts.feed_consumers import running
 from tests.coordination.feed_effects import QUICK, Effects, keep_effects
 from tests.postgres.own_server import OwnServer, own_server
 
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(240)]  # processes start slowly on a busy machine
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _PATIENCE = 60.0  # several processes start on a machine that is busy

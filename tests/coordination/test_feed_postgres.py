@@ -102,6 +102,23 @@ async def test_a_transaction_in_another_database_holds_the_feed_back_but_loses_n
         await elsewhere.close()
 
 
+async def test_what_had_to_wait_behind_a_batch_is_looked_at_again(database_url: str) -> None:
+    """Without a poll, and without a hint: the transaction that it waited for is rolled back."""
+    async with open_store(database_url, hints=False) as store:
+        seen = Seen()
+        root = await factories.add_flow(store)
+        child = await store.advance(root.child(await store.flow_definitions.get(root.flow_id)).start())
+        await until(lambda: _shows(store, root, 4))  # they are settled
+        async with store.begin() as uow:
+            await uow.advance(root.complete_step("charge"))
+            await store.advance(child.complete_step("charge"))  # this one is not
+            async with running(consumer(store, seen, poll_interval=timedelta(hours=1))):
+                await until(lambda: _holds(seen.has({root.flow_instance_id: 2, child.flow_instance_id: 2})))
+                await uow.rollback()
+                await until(lambda: _holds(seen.has({root.flow_instance_id: 2, child.flow_instance_id: 3})))
+        seen.check({root.flow_instance_id: 2, child.flow_instance_id: 3})
+
+
 async def test_a_handler_that_does_not_write_holds_nobody_back(postgres_store: Store) -> None:
     store = postgres_store
     slow, quick = await factories.add_flow(store), await factories.add_flow(store)
@@ -208,6 +225,10 @@ def _partition(flow: FlowInstance) -> int:
 
 async def _advance(store: Store, flow: FlowInstance, step: str) -> FlowInstance:
     return await store.advance(flow.complete_step(step))
+
+
+async def _shows(store: Store, flow: FlowInstance, count: int) -> bool:
+    return len(await store.events.read(partition_id=_partition(flow))) == count
 
 
 async def _holds(condition: bool) -> bool:

@@ -182,6 +182,24 @@ class FeedsContract(StoreContract):
             (flow.flow_instance_id, 4),
         }
 
+    async def test_a_batch_ends_in_front_of_what_may_still_come(self, store: Store, other_store: Store) -> None:
+        first, second, third = await _family(store, 3)
+        partition_id = partition_in(store, first)
+        await store.feeds.register("invoices")
+        await take_batch(store, "invoices", partition_id, count=6)
+        seen: list[FlowEvent] = []
+        async with other_store.begin() as uow:
+            await uow.advance(second.complete_step("charge"))
+            await store.advance(third.complete_step("charge"))  # younger, and committed earlier
+            batch = await take_batch(store, "invoices", partition_id, count=6)
+            seen += batch.events
+            await store.feeds.complete(batch)
+        while len(seen) < 8:
+            batch = await take_batch(store, "invoices", partition_id)
+            seen += batch.events
+            await store.feeds.complete(batch)
+        assert len({(event.flow_instance_id, event.sequence) for event in seen}) == 8
+
     async def test_the_checkpoint_moves_with_the_effect(self, store: Store) -> None:
         flow = await factories.add_flow(store)
         partition_id = partition_in(store, flow)
