@@ -24,8 +24,14 @@ _SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": 
 _CONTESTS: dict[tuple[str, int], dict[str, int]] = {
     ("step", 1): {"asyncpg": 3000, "cascade_state": 3000, "langgraph": 1500, "eventsourcing": 1000, "dbos": 300},
     ("step", 16): {"asyncpg": 8000, "cascade_state": 8000, "langgraph": 1500, "eventsourcing": 1000, "dbos": 300},
-    ("due", 1): {"asyncpg": 20000, "cascade_state": 20000, "pgqueuer": 10000, "procrastinate": 1000, "dbos": 300},
-    ("due in a worker", 1): {"cascade_state": 3000},
+    ("due", 1): {
+        "asyncpg": 20000,
+        "cascade_state": 20000,
+        "cascade_state/worker": 3000,
+        "pgqueuer": 10000,
+        "procrastinate": 1000,
+        "dbos": 300,
+    },
 }
 _PATIENCE_SECONDS = 180
 
@@ -68,7 +74,7 @@ def measure_peers(*, quick: bool, only: str) -> dict[str, Any]:
 
 
 def _time(entry: Entry, url: str, number: int) -> None:
-    name = f"{entry.contender}_{entry.workload}_{entry.tasks}_{number}".replace(" ", "_")
+    name = f"{entry.contender}_{entry.workload}_{entry.tasks}_{number}".replace("/", "_")
     database = asyncio.run(created(url, name))
     words = (entry.contender, entry.workload, database, str(entry.tasks), str(entry.count))
     try:

@@ -19,8 +19,10 @@ NOT_INSTALLED = 3
 
 
 def workloads_of(contender: str) -> dict[str, Workload]:
-    """Returns what a contender takes part in."""
-    found: dict[str, Workload] = import_module(f"benchmarks.peers.contenders.{contender}").WORKLOADS
+    """Returns what a contender takes part in; `name/variant` is another way to use the same library."""
+    name, _, variant = contender.partition("/")
+    module = import_module(f"benchmarks.peers.contenders.{name}")
+    found: dict[str, Workload] = module.VARIANTS[variant] if variant else module.WORKLOADS
     return found
 
 

@@ -22,7 +22,6 @@ _PACKAGES = {
 _TITLES = {
     "step": "a durable step",
     "due": "due work, claimed and completed",
-    "due in a worker": "due work in a worker that commits effect and acknowledgement together",
 }
 
 
@@ -63,7 +62,8 @@ def _result(entry: Entry) -> dict[str, Any]:
 
 def _version(contender: str) -> str | None:
     try:
-        return version(_PACKAGES.get(contender, contender))
+        library = contender.partition("/")[0]
+        return version(_PACKAGES.get(library, library))
     except PackageNotFoundError:
         return None
 
