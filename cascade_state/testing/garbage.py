@@ -34,6 +34,8 @@ _logger = logging.getLogger(__name__)
 # How long a template that is filled by somebody who holds no session may be without a connection.
 _UNFINISHED = timedelta(minutes=2)
 
+_ATTEMPTS = 3
+
 _HASH = re.compile("[0-9a-f]{12,64}")
 
 _NEVER = ("postgres", "template0", "template1", BOOKS)
@@ -246,13 +248,13 @@ async def _drop(server: _Server, database: _Found) -> bool:
     """Drops the database; False when it turns out to be in use, or somebody else was quicker."""
     try:
         if not database.template:
-            await server.drop_database(database.name)
+            await _drop_unused(server, database.name)
             return True
         async with connect(server.url_for(BOOKS)) as books:
             with translated(BOOKS):
                 if not await books.fetchval(_DOOM, database.name):
                     return False
-                await server.drop_database(database.name)
+                await _drop_unused(server, database.name)
                 await books.execute(_FORGET, database.name)
         return True
     except DatabaseInUse as exc:
@@ -262,3 +264,15 @@ async def _drop(server: _Server, database: _Found) -> bool:
     except DatabaseNotFound:
         pass
     return False
+
+
+async def _drop_unused(server: _Server, name: str) -> None:
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            await server.drop_database(name)
+            return
+        except DatabaseInUse as exc:
+            if exc.connections:
+                raise
+            # No client: autovacuum, which is slow to leave on a busy machine.
+    await server.drop_database(name)

@@ -22,8 +22,9 @@ from cascade_state.errors import (
     ServerUnavailable,
     TestDatabaseError,
 )
-from cascade_state.testing.connections import checked_name
+from cascade_state.testing.connections import checked_name, driver_url
 from cascade_state.testing.databases import DatabaseCommands
+from cascade_state.testing.masking import masked_url
 from cascade_state.testing.pool import slots, upkeep
 from cascade_state.testing.pool.keeper import PATIENCE_SECONDS, Counters, Keeper, PoolOptions, in_use
 from cascade_state.testing.pool.session import PoolSession, shared_session
@@ -77,6 +78,14 @@ class PooledDatabase:
         self.generation: int = slot.generation
         self._is_clean = False
         self._is_kept = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {masked_url(self.url)}>"
+
+    @property
+    def async_url(self) -> str:
+        """The URL for SQLAlchemy's asyncio, `postgresql+asyncpg://`."""
+        return driver_url(self.url, "asyncpg")
 
     def keep(self) -> None:
         """Takes the database out of the pool when the lease ends: it stays as it is, for a person to look into."""

@@ -30,7 +30,6 @@ from cascade_state.errors import (
 from cascade_state.testing.connections import Connection, as_ours, quoted, translated
 from cascade_state.testing.pool import upkeep
 from cascade_state.testing.pool.session import GRACE, PoolSession
-from cascade_state.testing.pool.slots import database_name
 
 __all__ = ["PATIENCE_SECONDS", "Counters", "Keeper", "PoolOptions", "in_use"]
 
@@ -162,7 +161,9 @@ class Keeper:
                     if await self._recover(connection):
                         self.wake()
         except ServerUnavailable as exc:  # whoever waits finds out by itself
-            _logger.warning("pool of %s: %s", self.options.template, exc)
+            if self.trouble != str(exc):  # once, not at every look
+                _logger.warning("pool of %s: %s", self.options.template, exc)
+            self.trouble = str(exc)
             await asyncio.sleep(_WAITED_FOR_SECONDS)
         except Exception as exc:
             self._fail(as_ours(exc))
@@ -188,8 +189,8 @@ class Keeper:
         template = self.options.template
         await connection.fetch(upkeep.MARK_MISSING)
         gone = await connection.fetch(upkeep.RECOVER_GONE, GRACE)
+        self.counters.recovered += sum(row["template"] == template for row in gone)
         for row in gone:
-            self.counters.recovered += 1
             _logger.info("database %s: its holder is gone", row["database"])
         await connection.fetch(upkeep.FORGET_GONE, GRACE)
         stale = await connection.fetch(upkeep.MARK_STALE, template)
@@ -199,25 +200,21 @@ class Keeper:
     async def _plan(self, connection: Connection, is_wanted: bool) -> int:
         """Decides how many databases there should be; returns how many jobs are open."""
         options = self.options
-        counts = await self._count(connection)
-        jobs = int(counts["open_jobs"])
-        short = options.initial_size + self.waiting() - counts["ready"] - counts["coming"]
-        if short > 0 and counts["total"] < options.max_size:
-            if options.max_databases is None:
-                jobs += await self._grow(connection, short)
-            else:
+        wanted = options.initial_size + self.waiting()
+        if options.max_databases is None:
+            arguments = (options.name_prefix, self._last_number, wanted, options.max_size)
+            counts = await connection.fetchrow(upkeep.PLAN, options.template, *arguments)
+            jobs = int(counts["open_jobs"] + counts["grown"])
+        else:
+            counts = await self._count(connection)
+            jobs = int(counts["open_jobs"])
+            if counts["ready"] + counts["coming"] < wanted and counts["total"] < options.max_size:
                 jobs += await self._grow_within_budget(connection, is_wanted, options.max_databases)
-        elif short < 0 and not is_wanted:
+        if counts["ready"] + counts["coming"] > wanted and not is_wanted:
             await connection.fetch(upkeep.SHRINK, options.template, options.initial_size, options.shrink_after)
         if not jobs and self.waiting() and not counts["ready"] and counts["coming"] < self.waiting():
             jobs += await self._reclaim(connection, self.waiting() - counts["coming"])
         return jobs
-
-    async def _grow(self, connection: Connection, count: int) -> int:
-        options = self.options
-        numbers = list(range(options.max_size + _PROBED_NAMES))
-        names = [database_name(options.name_prefix, number) for number in numbers]
-        return len(await connection.fetch(upkeep.GROW, options.template, numbers, names, count, options.max_size))
 
     async def _grow_within_budget(self, connection: Connection, is_wanted: bool, max_databases: int) -> int:
         """Takes up what is left of the budget; when it is not enough, idle templates are to lose some of theirs."""
@@ -232,7 +229,13 @@ class Keeper:
             evicted = []
             if is_wanted and missing > 0:
                 evicted = await connection.fetch(upkeep.EVICT, options.template, missing)
-            return len(evicted) + (await self._grow(connection, min(wanted, room)) if min(wanted, room) > 0 else 0)
+            arguments = (options.name_prefix, self._last_number, min(wanted, room))
+            grown = await connection.fetch(upkeep.GROW, options.template, *arguments)
+            return len(evicted) + len(grown)
+
+    @property
+    def _last_number(self) -> int:
+        return self.options.max_size + _PROBED_NAMES
 
     async def _reclaim(self, connection: Connection, count: int) -> int:
         options = self.options

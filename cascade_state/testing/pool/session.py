@@ -53,6 +53,8 @@ _SETTINGS = {
 _LOCK_SECONDS = 10.0  # for the server to notice that this session's last connection is gone
 _RECONNECT_SECONDS = (0.0, 0.02, 0.05, 0.1, 0.2)  # then again and again the last
 
+# Not to_regclass(): it may answer from this session's cache, although somebody has made the table meanwhile.
+_HAS_TABLES = "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'slots' AND relkind = 'r')"
 _RETURN_UNKNOWN = """
 UPDATE slots SET state = 'ready', holder = NULL, changed_at = clock_timestamp()
 WHERE holder = $1 AND state = 'leased' AND NOT (database = ANY ($2::text[]))
@@ -258,11 +260,12 @@ async def shared_session(server: DatabaseCommands) -> AsyncIterator[PoolSession]
 
 async def _lay_out(connection: Connection) -> None:
     """Makes the tables of the books, unless they are there."""
-    if await connection.fetchval("SELECT to_regclass('slots') IS NOT NULL"):
+    if await connection.fetchval(_HAS_TABLES):
         return
     async with connection.transaction():
         await connection.fetchval("SELECT pg_advisory_xact_lock(hashtextextended('cascade_state pools layout', 0))")
-        await connection.execute(LAYOUT)
+        if not await connection.fetchval(_HAS_TABLES):  # somebody was first
+            await connection.execute(LAYOUT)
 
 
 def _program() -> str:

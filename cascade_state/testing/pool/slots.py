@@ -40,14 +40,14 @@ __all__ = [
 _PREFIX_LIMIT = 56  # bytes: 63 of a name, less "_" and six digits
 
 LAYOUT = """
-CREATE TABLE IF NOT EXISTS holders (
+CREATE TABLE holders (
     holder bigint CONSTRAINT pk_holders PRIMARY KEY,
     process_id integer NOT NULL,
     application_name text NOT NULL,
     templates text[] NOT NULL,
     missing_since timestamptz
 );
-CREATE TABLE IF NOT EXISTS slots (
+CREATE TABLE slots (
     template text NOT NULL,
     number integer NOT NULL,
     database text NOT NULL CONSTRAINT uq_slots_database UNIQUE,
@@ -62,25 +62,45 @@ CREATE TABLE IF NOT EXISTS slots (
     connected_at timestamptz,
     CONSTRAINT pk_slots PRIMARY KEY (template, number)
 ) WITH (fillfactor = 50);
-CREATE OR REPLACE VIEW live_holders AS
+CREATE VIEW live_holders AS
     SELECT (l.classid::bigint << 32) | l.objid::bigint AS holder
     FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
-CREATE OR REPLACE VIEW users AS
+CREATE VIEW users AS
     SELECT a.datname::text AS database, a.pid AS process_id, coalesce(a.application_name, '') AS application_name
     FROM pg_stat_activity a
     WHERE a.datname IS NOT NULL AND a.usesysid IS NOT NULL;
-CREATE OR REPLACE VIEW untouchable AS
+CREATE VIEW untouchable AS
     SELECT d.datname::text AS database FROM pg_database d WHERE NOT pg_has_role(d.datdba, 'USAGE');
+CREATE VIEW jobs AS
+    SELECT s.*, s.is_ours AND s.state = 'recycling' AND s.holder IS NULL
+                AND (s.may_disconnect OR s.database NOT IN (SELECT database FROM users)) AS is_open
+    FROM (
+        SELECT template, database, state, holder, is_doomed, may_disconnect,
+               database NOT IN (SELECT database FROM untouchable) AS is_ours
+        FROM slots
+    ) AS s;
+CREATE FUNCTION free_names(of_template text, prefix text, upto integer)
+RETURNS TABLE (number integer, database text) LANGUAGE sql STABLE AS $$
+    SELECT n, name
+    FROM generate_series(0, upto) AS n,
+         concat(prefix, '_', CASE WHEN n < 1000 THEN lpad(n::text, 3, '0') ELSE n::text END) AS name
+    WHERE NOT EXISTS (SELECT FROM slots s WHERE s.template = of_template AND s.number = n)
+      AND NOT EXISTS (SELECT FROM slots s WHERE s.database = name)
+      AND NOT EXISTS (SELECT FROM pg_database d WHERE d.datname = name)
+    ORDER BY n
+$$;
 GRANT SELECT, INSERT, UPDATE, DELETE ON holders, slots TO PUBLIC;
-GRANT SELECT ON live_holders, users, untouchable TO PUBLIC;
+GRANT SELECT ON live_holders, users, untouchable, jobs TO PUBLIC;
 """
 # templates: those of whose pools the holder has open.
 # template_oid: a template that was dropped and built again has another one, and its old copies are not handed out.
 # live_holders: a holder lives while a session holds the advisory lock of its number, in this database.
 # users: clients only; an autovacuum worker has no user, and leaves by itself when somebody wants the database.
-# untouchable: what the role of this session may not drop. Several roles share the books, and leave to each what is its.
+# untouchable: what the role of this session may not drop. Several roles share the books; each has its own databases.
+# jobs: an open one is what somebody could make now.
+# free_names: the smallest numbers whose names nobody has; `database_name` says how a name is made.
 # session_count, connected_at: of a slot without a session, whether anybody has connected since it was handed out.
 
 
@@ -134,7 +154,7 @@ WITH chosen AS (
     FROM slots s
     WHERE s.template = $1 AND s.state = 'ready'
       AND s.template_oid = (SELECT oid FROM pg_database WHERE datname = $1)
-      AND EXISTS (SELECT FROM pg_database d WHERE d.datname = s.database)
+      AND EXISTS (SELECT FROM pg_database d WHERE d.datname = s.database AND pg_has_role(d.datdba, 'USAGE'))
       AND NOT (s.generation = 1 AND EXISTS (
           SELECT FROM slots e
           WHERE e.template = $1 AND e.number < s.number AND e.generation = 0 AND e.holder IS NOT NULL

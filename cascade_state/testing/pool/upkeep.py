@@ -19,6 +19,7 @@ __all__ = [
     "MARK_STALE",
     "NOTE_CONNECTED",
     "ONE_AT_A_TIME",
+    "PLAN",
     "RECLAIM",
     "RECOVER_GONE",
     "RELEASE",
@@ -44,7 +45,7 @@ WHERE s.holder IS NOT NULL AND s.holder NOT IN (SELECT holder FROM live_holders)
       SELECT FROM holders h
       WHERE h.holder = s.holder
         AND (h.missing_since IS NULL OR h.missing_since >= clock_timestamp() - $1::interval))
-RETURNING s.database
+RETURNING s.template, s.database
 """
 
 FORGET_GONE = """
@@ -61,10 +62,10 @@ WHERE s.template = $1 AND s.state = 'ready'
 RETURNING s.database
 """
 
-# An open job is one that somebody could do now; `coming` is what is being made or is an open job. $1 template.
+# `coming` is what is being made or is an open job. $1 template.
 COUNTS = """
-SELECT count(*) FILTER (WHERE template = $1 AND NOT is_doomed) AS total,
-       count(*) FILTER (WHERE template = $1 AND state = 'ready') AS ready,
+SELECT count(*) FILTER (WHERE template = $1 AND is_ours AND NOT is_doomed) AS total,
+       count(*) FILTER (WHERE template = $1 AND is_ours AND state = 'ready') AS ready,
        count(*) FILTER (WHERE template = $1 AND state = 'leased') AS leased,
        count(*) FILTER (WHERE template = $1 AND state = 'recycling' AND NOT is_doomed) AS recycling,
        count(*) FILTER (WHERE template = $1 AND NOT is_doomed
@@ -72,30 +73,42 @@ SELECT count(*) FILTER (WHERE template = $1 AND NOT is_doomed) AS total,
        count(*) FILTER (WHERE is_open AND (template = $1 OR is_doomed)) AS open_jobs,
        count(*) FILTER (WHERE is_doomed) AS doomed,
        count(*) AS everywhere
-FROM (
-    SELECT s.template, s.state, s.holder, s.is_doomed,
-           s.state = 'recycling' AND s.holder IS NULL
-           AND (s.may_disconnect OR s.database NOT IN (SELECT database FROM users))
-           AND s.database NOT IN (SELECT database FROM untouchable) AS is_open
-    FROM slots s
-) AS slot
+FROM jobs
+"""
+
+# The counts, and as many new rows as `wanted` (the ready ones that there should be) is short of, up to max_size.
+# Whoever grows the same pool at the same moment wants the same numbers, and gets what is left of them: so no lock is
+# needed to stay within max_size. $1 template, $2 prefix of the names, $3 the last number to try, $4 wanted,
+# $5 max_size.
+PLAN = """
+WITH counts AS (
+    SELECT count(*) FILTER (WHERE template = $1 AND is_ours AND NOT is_doomed) AS total,
+           count(*) FILTER (WHERE template = $1 AND is_ours AND state = 'ready') AS ready,
+           count(*) FILTER (WHERE template = $1 AND NOT is_doomed
+                            AND (is_open OR (state = 'recycling' AND holder IS NOT NULL))) AS coming,
+           count(*) FILTER (WHERE is_open AND (template = $1 OR is_doomed)) AS open_jobs
+    FROM jobs
+),
+grown AS (
+    INSERT INTO slots (template, number, database, state)
+    SELECT $1, free.number, free.database, 'recycling'
+    FROM free_names($1, $2, $3) AS free
+    LIMIT (SELECT greatest(0, least($4::bigint - ready - coming, $5::bigint - total)) FROM counts)
+    ON CONFLICT DO NOTHING
+    RETURNING number
+)
+SELECT counts.*, (SELECT count(*) FROM grown) AS grown FROM counts
 """
 
 # Taken by whoever takes up what is left of the server's budget; ends with the transaction.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('cascade_state pools grow', 0))"
 
-# The smallest numbers whose names nobody has. Whoever grows the same pool at the same moment wants the same numbers,
-# and gets what is left of them: so no lock is needed to stay within max_size. $1 template, $2 numbers, $3 their names,
-# $4 how many, $5 max_size.
+# Under that lock, a number of rows. $1 template, $2 prefix of the names, $3 the last number to try, $4 how many.
 GROW = """
 INSERT INTO slots (template, number, database, state)
-SELECT $1, wanted.number, wanted.database, 'recycling'
-FROM unnest($2::integer[], $3::text[]) AS wanted (number, database)
-WHERE NOT EXISTS (SELECT FROM slots s WHERE s.template = $1 AND s.number = wanted.number)
-  AND NOT EXISTS (SELECT FROM slots s WHERE s.database = wanted.database)
-  AND NOT EXISTS (SELECT FROM pg_database d WHERE d.datname = wanted.database)
-ORDER BY wanted.number
-LIMIT greatest(0, least($4::bigint, $5::bigint - (SELECT count(*) FROM slots WHERE template = $1 AND NOT is_doomed)))
+SELECT $1, free.number, free.database, 'recycling'
+FROM free_names($1, $2, $3) AS free
+LIMIT greatest(0, $4::bigint)
 ON CONFLICT DO NOTHING
 RETURNING number
 """

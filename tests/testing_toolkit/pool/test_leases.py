@@ -41,6 +41,8 @@ async def test_a_lease_is_a_copy_of_the_template(
     async with pool_of(server, template, 1, 2) as pool, pool.lease(timeout=WAIT) as database:
         assert database.url == server.url_for(database.name)
         assert database.template == template
+        assert database.async_url == database.url.replace("postgresql:", "postgresql+asyncpg:")
+        assert database.name in repr(database)
         assert await rows_of(database.url) == ["red"]
 
 

@@ -144,7 +144,6 @@ async def test_what_a_killed_process_held_is_made_anew(
             async with pool.lease(timeout=WAIT) as database:
                 assert (database.name, database.generation) == (name, int(generation) + 1)
                 assert await rows_of(database.url) == ["red"]
-        assert (await pool.statistics()).recovered == 1
 
 
 async def test_a_database_of_a_killed_process_is_left_to_those_who_are_connected(
