@@ -24,6 +24,7 @@ from cascade_state.cli.app import app
 from cascade_state.errors import ServerUnavailable
 from cascade_state.testing import IntegresqlClient, PostgresServer
 from cascade_state.testing.blocking import run_blocking
+from cascade_state.testing.integresql import serving
 from cascade_state.testing.integresql.settings import postgres_of
 from tests.integresql.facade import ROOT, WAIT, databases, execute, facade, facade_process, fetch, filled
 
@@ -168,6 +169,14 @@ async def test_everybody_may_be_let_in_but_not_without_a_warning(
         assert "set a token" not in caplog.text
     async with facade(server, prefix, host="0.0.0.0"):  # noqa: S104
         assert "set a token" in caplog.text
+
+
+def test_no_part_of_an_answer_is_held_back() -> None:
+    """Nagle's algorithm is switched off by asyncio for sockets that say that they are TCP, and for no others."""
+    with serving._listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
 
 
 async def test_a_version_6_address_is_written_in_brackets(server: PostgresServer, prefix: str) -> None:

@@ -146,13 +146,13 @@ async def test_what_is_just_being_closed_does_not_count_as_used(serving: Serving
 
 
 async def test_an_exhausted_pool_leaves_the_databases_of_the_living_alone(serving: Serving) -> None:
-    options = {"max_pool_size": 2, "reclaim_after": SHORT, "get_timeout": timedelta(seconds=1.5)}
-    async with serving(**options) as client:
+    options = {"max_pool_size": 2, "reclaim_after": SHORT}
+    async with serving(**options) as client, serving(get_timeout=timedelta(seconds=1.5), **options) as hurried:
         await client.with_template("x", filled)
         first, second = [await client.get_test_database("x") for _ in range(2)]
         async with connected(first.url) as one, connected(second.url) as two:
             with pytest.raises(ServerUnavailable, match="became free"):
-                await client.get_test_database("x")
+                await hurried.get_test_database("x")
             for connection in (one, two):
                 assert await connection.fetchval("SELECT name FROM pilot") == "Mario"
 
@@ -168,14 +168,15 @@ async def test_an_exhausted_pool_takes_back_what_was_used_and_left(serving: Serv
 
 
 async def test_what_nobody_has_connected_to_yet_is_kept_longer(serving: Serving) -> None:
-    options = {"max_pool_size": 1, "reclaim_after": timedelta(milliseconds=50), "get_timeout": timedelta(seconds=1)}
-    async with serving(unclaimed_after=LONG, **options) as client:
+    options = {"max_pool_size": 1, "reclaim_after": timedelta(milliseconds=50)}
+    slow = options | {"unclaimed_after": LONG}
+    async with serving(**slow) as client, serving(get_timeout=timedelta(seconds=1), **slow) as hurried:
         await client.with_template("x", filled)
         first = await client.get_test_database("x")
         with pytest.raises(ServerUnavailable, match="became free"):
-            await client.get_test_database("x")
+            await hurried.get_test_database("x")
         assert await fetch(first.url, "SELECT name FROM pilot") == ["Mario"]
-    async with serving(unclaimed_after=SHORT, **(options | {"get_timeout": LONG})) as client:
+    async with serving(unclaimed_after=SHORT, get_timeout=LONG, **options) as client:
         assert (await client.get_test_database("x")).id == first.id
 
 

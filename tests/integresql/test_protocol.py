@@ -140,7 +140,9 @@ async def test_ten_in_a_row_are_numbered_in_order(serving: Serving, prefix: str)
     assert [database.name for database in found] == [f"{prefix}_test_x_{number:03d}" for number in range(10)]
 
 
-async def test_each_of_ten_in_a_row_comes_soon(serving: Serving) -> None:  # INT-07
+async def test_each_of_ten_in_a_row_comes_soon(  # INT-07
+    server: PostgresServer, serving: Serving, prefix: str
+) -> None:
     async with serving(initial_pool_size=0, max_pool_size=10) as client:
         await client.with_template("x", filled)
         waits = []
@@ -148,8 +150,12 @@ async def test_each_of_ten_in_a_row_comes_soon(serving: Serving) -> None:  # INT
             start = time.perf_counter()
             await client.get_test_database("x")
             waits.append(time.perf_counter() - start)
-    # 300 ms each on a machine that has nothing else to do; the median is not moved by one that was interrupted.
-    assert sorted(waits)[5] < 0.3
+        start = time.perf_counter()
+        await server.create_database_from_template(f"{prefix}_bare", f"{prefix}_template_x")
+        bare = time.perf_counter() - start
+    # 300 ms each; on a machine with other things to do, what a few bare copies take. The median is not moved by one
+    # that was interrupted.
+    assert sorted(waits)[5] < max(0.3, 4 * bare)
 
 
 async def test_who_comes_before_the_template_is_finalized_waits_for_it(serving: Serving) -> None:  # INT-08, INT-20
@@ -298,14 +304,15 @@ async def test_a_number_that_does_not_exist_cannot_be_given_back(serving: Servin
 
 
 async def test_templates_have_pools_of_their_own(serving: Serving) -> None:  # INT-19
-    async with serving(max_pool_size=1, get_timeout=timedelta(milliseconds=300)) as client:
+    hurry = timedelta(milliseconds=300)
+    async with serving(max_pool_size=1) as client, serving(max_pool_size=1, get_timeout=hurry) as hurried:
         await client.with_template("x", filled)
         await client.with_template("y", lambda url: execute(url, "CREATE TABLE other (name text)"))
         first, other = await client.get_test_database("x"), await client.get_test_database("y")
         assert (first.id, other.id) == (0, 0)
         assert first.name != other.name
         with pytest.raises(ServerUnavailable, match="became free"):  # full, and empty
-            await client.get_test_database("x")
+            await hurried.get_test_database("x")
 
 
 async def test_what_is_tracked_is_not_made_again(serving: Serving) -> None:  # INT-21

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -162,8 +162,12 @@ class TemplateTracking:
         Raises:
             DatabaseInUse: Somebody still was when the time was over.
         """
-        async with self._connection() as connection:
-            await _wait_until_left(connection, database, timeout or self._settings.closing_timeout, numbered=numbered)
+
+        async def users() -> DatabaseInUse | None:
+            async with self._reading() as connection:
+                return await _users(connection, database, numbered=numbered)
+
+        await _wait_until_left(users, timeout if timeout is not None else self._settings.closing_timeout)
 
     async def check(self) -> str | None:
         """Returns why the server cannot be used as it is; None when it can.
@@ -258,7 +262,7 @@ class TemplateTracking:
         is_template = await connection.fetchval("SELECT datistemplate FROM pg_database WHERE datname = $1", name)
         if is_template is None:
             return
-        await _wait_until_left(connection, name, self._settings.closing_timeout)
+        await _wait_until_left(lambda: _users(connection, name), self._settings.closing_timeout)
         if is_template:
             await connection.execute(f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")
         try:
@@ -328,13 +332,19 @@ _USERS = f"""
 """  # noqa: S608 - two constants
 
 
-async def _wait_until_left(
-    connection: Connection, database: str, timeout: timedelta, *, numbered: bool = False
-) -> None:
+async def _users(connection: Connection, database: str, *, numbered: bool = False) -> DatabaseInUse | None:
+    """Returns the error that names who is connected to the database; None when nobody is."""
+    users = await connection.fetch(_USERS, database, numbered)
+    if not users:
+        return None
+    first = users[0]["datname"]
+    connections = tuple((row["pid"], row["application_name"]) for row in users if row["datname"] == first)
+    return DatabaseInUse(database=first, connections=connections)
+
+
+async def _wait_until_left(users: Callable[[], Awaitable[DatabaseInUse | None]], timeout: timedelta) -> None:
     deadline = time.monotonic() + timeout.total_seconds()
-    while users := await connection.fetch(_USERS, database, numbered):
+    while (in_use := await users()) is not None:
         if time.monotonic() >= deadline:
-            first = users[0]["datname"]
-            connections = tuple((row["pid"], row["application_name"]) for row in users if row["datname"] == first)
-            raise DatabaseInUse(database=first, connections=connections)
+            raise in_use
         await asyncio.sleep(_POLL_SECONDS)
