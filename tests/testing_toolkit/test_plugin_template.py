@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cascade_state.errors import InvalidArgument
 from cascade_state.testing import PostgresServer
 from tests.testing_toolkit.foreign_project import ForeignProject
 
@@ -152,7 +153,7 @@ def test_a_wrong_setting_is_said(
     async def build(url: str) -> None:
         recipe.build(url)
 
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(complaint)):
+    with pytest.raises(InvalidArgument, match=re.escape(complaint)):
         server.blocking.ensure_template_exists(recipe.template, build)
 
 

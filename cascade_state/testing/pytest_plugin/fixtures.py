@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,7 +41,8 @@ def template_database(request: pytest.FixtureRequest, postgres_server: PostgresS
     It is migrated by the project's Alembic environment and filled by `cascade_state_setup`; made once for each state of
     these, in whichever process comes first.
     """
-    return run_of(request.config).template()
+    with _told_in_short():
+        return run_of(request.config).template()
 
 
 @pytest.fixture
@@ -81,7 +83,8 @@ def sync_session(sync_engine: Engine) -> Iterator[Session]:
 @pytest.fixture(scope="session")
 def _shared_database(request: pytest.FixtureRequest, template_database: TemplateDatabase) -> TemporaryDatabase:
     """One copy of the template for all tests of this process that roll back."""
-    return run_of(request.config).hand_out()
+    with _told_in_short():
+        return run_of(request.config).hand_out()
 
 
 @pytest.fixture(scope="session")
@@ -131,12 +134,24 @@ def _server(run: Run) -> PostgresServer:
     pytest.skip(reason)
 
 
+@contextmanager
+def _told_in_short() -> Iterator[None]:
+    """What a setting or the server is at fault for needs no traceback; what a migration raises does."""
+    from cascade_state.errors import InvalidArgument, TestDatabaseError
+
+    try:
+        yield
+    except (InvalidArgument, TestDatabaseError) as exc:
+        pytest.fail(f"{type(exc).__name__}: {exc}", pytrace=False)
+
+
 def _database_of_the_test(request: pytest.FixtureRequest) -> Iterator[TemporaryDatabase]:
     from cascade_state.testing.pytest_plugin.leaks import check_connections
     from cascade_state.testing.pytest_plugin.reporting import USE, Use
 
     run = run_of(request.config)
-    database = run.hand_out(with_store=not _STORE_FIXTURES.isdisjoint(request.fixturenames))
+    with _told_in_short():
+        database = run.hand_out(with_store=not _STORE_FIXTURES.isdisjoint(request.fixturenames))
     use = request.node.stash[USE] = Use(database)
     yield database
     check_connections(run, request.node, use)

@@ -18,6 +18,8 @@ from cascade_state.errors import DatabaseNotFound
 from cascade_state.testing.pytest_plugin.options import Options, options_of
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from cascade_state.postgres.file_lock import FileLock
     from cascade_state.testing.databases import TemporaryDatabase
     from cascade_state.testing.pytest_plugin.databases import Databases
@@ -37,7 +39,7 @@ class Run:
         self.options = options
         self._processes = processes
         self.facts: dict[str, Any] = {}
-        self._templates: dict[bool, TemplateDatabase | Exception] = {}
+        self._templates: dict[bool, TemplateDatabase | tuple[Exception, TracebackType | None]] = {}
 
     @cached_property
     def server(self) -> PostgresServer:
@@ -74,10 +76,10 @@ class Run:
             try:
                 self._templates[with_store] = self._ensured(self._recipe(with_store))
             except Exception as exc:
-                self._templates[with_store] = exc
+                self._templates[with_store] = (exc, exc.__traceback__)
         known = self._templates[with_store]
-        if isinstance(known, Exception):
-            raise known
+        if isinstance(known, tuple):
+            raise known[0].with_traceback(known[1])  # as it was: else it would grow with every test
         return known
 
     def close(self, *, keep_server: bool) -> None:

@@ -97,7 +97,13 @@ class Recipe:
 
     @cached_property
     def _config(self) -> Config | None:
-        return _alembic().load_configuration(self.options.configuration) if self.options.configuration else None
+        if self.options.configuration is None:
+            return None
+        try:
+            config: Config = _alembic().load_configuration(self.options.configuration)
+        except FileNotFoundError as exc:
+            raise InvalidArgument(argument="cascade_state_alembic_ini", reason=str(exc)) from exc
+        return config
 
     def _ingredients(self) -> Iterator[str]:
         yield f"server {self.server_version}"
