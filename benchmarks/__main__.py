@@ -21,7 +21,7 @@ from benchmarks.report import as_document, as_json, as_markdown, machine
 from benchmarks.server import durable_server, server_version
 
 _QUICK = Effort(operations=60, rounds=2, tasks=TASKS[:2], sizes=(10_000, 100_000), cycles=20_000)
-_THOROUGH = Effort(operations=200, rounds=5, tasks=TASKS, sizes=(10_000, 1_000_000), cycles=1_000_000)
+_THOROUGH = Effort(operations=120, rounds=4, tasks=TASKS, sizes=(10_000, 1_000_000), cycles=1_000_000)
 
 # Durable, as the server of a store should be, with the sizes of one that does real work. Autovacuum looks more often
 # than by default; see `bloat`.
