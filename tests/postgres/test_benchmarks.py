@@ -18,7 +18,7 @@ from benchmarks.report import as_document, as_markdown
 
 pytestmark = pytest.mark.postgres
 
-_EFFORT = Effort(operations=3, rounds=1, tasks=(2,), sizes=(400,), cycles=300)
+_EFFORT = Effort(operations=3, rounds=1, tasks=(2,), sizes=(1000,), cycles=300)
 
 
 async def test_every_benchmark_and_its_contenders_run(database_url: str) -> None:
@@ -51,6 +51,7 @@ async def test_growth_and_bloat_run_on_a_loaded_store(database_url: str) -> None
         bench.loaded_flows = size
         bench.operations = 2
         results = []
+        assert registered()  # imports the modules
         for one in registered_growth():
             operation = await one.prepare(bench, 1)
             for index in range(bench.operations):

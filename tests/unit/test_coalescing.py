@@ -129,6 +129,81 @@ async def test_a_cancelled_leader_lets_the_others_go_on(database: _Database, lin
     assert outcomes[1] == "stored b1"
 
 
+async def _steps(line: Line[str, str], letter: str, count: int) -> None:
+    for number in range(count):
+        await line.submit(f"{letter}{number}")
+
+
+async def test_tasks_that_were_answered_together_leave_together_again() -> None:
+    batches: list[list[str]] = []
+
+    async def run(items: Sequence[str]) -> list[str]:
+        batches.append(list(items))
+        for _ in range(3):
+            await asyncio.sleep(0)  # under way
+        return list(items)
+
+    line = Line(run, _keys)
+    await asyncio.wait_for(asyncio.gather(*(_steps(line, letter, 6) for letter in "abcdefgh")), 10)
+    alone, *together, last = map(len, batches)
+    assert alone == 1  # the line was idle, and nobody waits for company
+    assert min(together) > 1  # later nobody goes ahead of the others
+    assert alone + sum(together) + last == 48
+
+
+async def test_a_line_that_is_no_longer_crowded_sends_at_once_again(database: _Database, line: Line[str, str]) -> None:
+    database.open.set()
+    await _outcomes([asyncio.create_task(line.submit(item)) for item in ("a1", "b1", "c1")])
+    assert await asyncio.wait_for(line.submit("d1"), 10) == "stored d1"
+    task = asyncio.create_task(line.submit("e1"))
+    await asyncio.sleep(0)
+    assert database.batches[-1] == ["e1"]  # without a turn of the event loop in between
+    assert await _outcomes([task]) == ["stored e1"]
+
+
+async def test_two_lanes_share_what_waits() -> None:
+    first, rest = asyncio.Event(), asyncio.Event()
+    batches: list[list[str]] = []
+
+    async def run(items: Sequence[str]) -> list[str]:
+        batches.append(list(items))
+        await (first if len(batches) == 1 else rest).wait()
+        return list(items)
+
+    line = Line(run, _keys)
+    items = [f"{letter}1" for letter in "abcdefghijklmnopq"]
+    tasks = await _submitted(line, *items)
+    assert batches == [["a1"]]
+    first.set()
+    await asyncio.wait_for(tasks[0], 10)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [len(batch) for batch in batches] == [1, 8, 8]  # both halves are under way
+    rest.set()
+    assert await _outcomes(tasks) == items
+
+
+async def test_items_of_one_key_never_fly_in_two_lanes_at_once(database: _Database) -> None:
+    flying: set[str] = set()
+
+    async def run(items: Sequence[str]) -> list[str]:
+        letters = {item[0] for item in items}
+        assert flying.isdisjoint(letters)
+        flying.update(letters)
+        await asyncio.sleep(0)
+        flying.difference_update(letters)
+        return await database.run(items)
+
+    line = Line(run, _keys)
+    database.open.set()
+    items = [f"{letter}{number}" for number in range(6) for letter in "abcdefgh"]
+    tasks = [asyncio.create_task(line.submit(item)) for item in items]
+    assert await _outcomes(tasks) == [f"stored {item}" for item in items]
+    sent = [item for batch in database.batches for item in batch]
+    for letter in "abcdefgh":  # and keep their order
+        assert [item for item in sent if item[0] == letter] == [item for item in items if item[0] == letter]
+
+
 async def test_closing_waits_for_what_is_under_way(database: _Database, line: Line[str, str]) -> None:
     tasks = await _submitted(line, "a1", "b1")
     asyncio.get_running_loop().call_soon(database.open.set)
