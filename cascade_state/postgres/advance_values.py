@@ -18,7 +18,7 @@ from cascade_state.postgres.statements.advance import (
 )
 from cascade_state.postgres.statements.parameters import columns
 
-__all__ = ["ADD", "ADVANCE", "BUSINESS_KEY_SCOPE", "AdvanceOperation"]
+__all__ = ["ADD", "ADD_WAITING", "ADVANCE", "ADVANCE_WAITING", "BUSINESS_KEY_SCOPE", "AdvanceOperation"]
 
 BUSINESS_KEY_SCOPE = "business_key:"  # the scope of a business key is this and the flow id
 
@@ -43,6 +43,8 @@ class AdvanceOperation(Operation[AdvancePlan]):
         if self._is_new and instance.business_key is not None:
             # Two statements that each take two keys, in other orders, would wait for each other in a circle.
             keys.append((instance.flow_id, instance.business_key))
+        # A key's waits are stored in the order of their advances.
+        keys += [("wait", wait.correlation_key) for wait in item.add_waits]
         # Within one statement each of two flows would find a timer or delivery held, and acknowledge it.
         keys += [held.timer_id for held in item.complete_timers]
         keys += [(held.correlation_key, held.flow_instance_id, held.step_id) for held in item.complete_deliveries]
@@ -186,3 +188,5 @@ def _parts(plan: AdvancePlan, executor: Executor) -> Iterator[tuple[str, Sequenc
 
 ADVANCE = AdvanceOperation(is_new=False)
 ADD = AdvanceOperation(is_new=True)
+ADVANCE_WAITING = AdvanceOperation(is_new=False)
+ADD_WAITING = AdvanceOperation(is_new=True)

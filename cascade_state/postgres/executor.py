@@ -47,9 +47,13 @@ class Executor(ABC):
 
     async def one(self, operation: Operation[Item], item: Item) -> Record | None:
         """Runs one item of an operation; returns its record, or None when the item's conditions did not hold."""
-        statement, values = operation.prepare((item,), self)
-        records = await self.fetch(statement, values)
+        records = await self.each(operation, item)
         return records[0] if records else None
+
+    async def each(self, operation: Operation[Item], item: Item) -> list[Record]:
+        """Runs one item of an operation; returns all of its records."""
+        statement, values = operation.prepare((item,), self)
+        return await self.fetch(statement, values)
 
     @abstractmethod
     def transaction(self, *, snapshot: bool = False, undoable: bool = False) -> AbstractAsyncContextManager[Executor]:

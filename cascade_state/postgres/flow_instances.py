@@ -20,7 +20,7 @@ from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.model.leases import Lease
 from cascade_state.postgres import diagnosis, removal, transfer
-from cascade_state.postgres.advance_values import ADD, ADVANCE
+from cascade_state.postgres.advance_values import ADD, ADD_WAITING, ADVANCE, ADVANCE_WAITING
 from cascade_state.postgres.direct import Record, Statement
 from cascade_state.postgres.event_rows import event_from_record
 from cascade_state.postgres.executor import Executor
@@ -92,16 +92,13 @@ class PostgresFlowInstances(FlowInstances):
 
     async def _written(self, plan: AdvancePlan) -> Record | None:
         """Runs the plan's statement; and, when it adds waits, the second one that matches them with early events."""
-        operation = ADD if plan.is_new else ADVANCE
         if not plan.add_waits:
-            return await self._executor.one(operation, plan)
-        # Not coalesced: it holds the keys' locks, and others must not wait for them on its behalf.
-        statement, values = operation.prepare((plan,), self._executor)
-        records = await self._executor.fetch(statement, values)
-        if not records:
-            return None
-        await match_keys(self._executor, [wait.correlation_key for wait in plan.add_waits])
-        return records[0]
+            return await self._executor.one(ADD if plan.is_new else ADVANCE, plan)
+        # In lines of their own: they take their keys' locks, and other steps must not wait for these.
+        record = await self._executor.one(ADD_WAITING if plan.is_new else ADVANCE_WAITING, plan)
+        if record is not None:
+            await match_keys(self._executor, [wait.correlation_key for wait in plan.add_waits])
+        return record
 
     def _hint(self, plan: AdvancePlan) -> None:
         """Tells others where a timer or a wait may have become claimable, and what was recorded."""

@@ -43,7 +43,7 @@ class StoreExecutor(Executor):
         self._engine = engine
         self._kept = kept
         self._hints = hints
-        self._lines: dict[Operation[Any], Line[Any, Record | None]] = {}
+        self._lines: dict[Operation[Any], Line[Any, list[Record]]] = {}
 
     async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
         try:
@@ -77,9 +77,9 @@ class StoreExecutor(Executor):
             await driver.execute(f"SET LOCAL lock_timeout = '{KEPT_LOCK_TIMEOUT}'")
             return await self.statements.fetch(driver, statement, values)
 
-    async def one(self, operation: Operation[Item], item: Item) -> Record | None:
+    async def each(self, operation: Operation[Item], item: Item) -> list[Record]:
         if not self.options.coalesce:
-            return await super().one(operation, item)
+            return await super().each(operation, item)
         line = self._lines.get(operation)
         if line is None:
             line = self._lines[operation] = self._line(operation)
@@ -90,7 +90,7 @@ class StoreExecutor(Executor):
                 raise
         # Not in the line, which must not wait for one caller's row on behalf of the others.
         async with self._transaction({}) as patient:
-            return await patient.one(operation, item)
+            return await patient.each(operation, item)
 
     def transaction(self, *, snapshot: bool = False, undoable: bool = False) -> AbstractAsyncContextManager[Executor]:
         return self._transaction({"isolation_level": "REPEATABLE READ"} if snapshot else {})
@@ -108,12 +108,12 @@ class StoreExecutor(Executor):
         for line in list(self._lines.values()):
             await line.close()
 
-    def _line(self, operation: Operation[Item]) -> Line[Item, Record | None]:
-        async def run(items: Sequence[Item]) -> list[Record | None]:
+    def _line(self, operation: Operation[Item]) -> Line[Item, list[Record]]:
+        async def run(items: Sequence[Item]) -> list[list[Record]]:
             statement, values = operation.prepare(items, self)
-            results: list[Record | None] = [None] * len(items)
+            results: list[list[Record]] = [[] for _ in items]
             for record in await self._fetch_kept(statement, values):
-                results[record["item"]] = record
+                results[record["item"]].append(record)
             return results
 
         return Line(run, operation.keys)

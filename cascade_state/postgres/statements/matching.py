@@ -36,7 +36,8 @@ from cascade_state.postgres.tables import correlations, early_events
 
 __all__ = ["KEY_COLUMNS", "MATCH", "MATCH_UNLOCKED"]
 
-KEY_COLUMNS = {"partition_id": INTEGER, "correlation_key": TEXT, "lock_key": BIGINT}
+# `item` is the position of the caller who wants the key matched.
+KEY_COLUMNS = {"item": INTEGER, "partition_id": INTEGER, "correlation_key": TEXT, "lock_key": BIGINT}
 
 wait: Table = correlations
 event: Table = early_events
@@ -104,7 +105,8 @@ def _match(*, patient: bool) -> Select[Any]:
         .cte("settled_events")
     )
     return (
-        select(delivered)
+        select(keys.c.item, delivered)
+        .join_from(delivered, keys, keys.c.correlation_key == delivered.c.correlation_key)
         .order_by(delivered.c.correlation_key, delivered.c.flow_instance_id, delivered.c.step_id)
         .add_cte(settled_waits, settled_events)
     )
