@@ -16,6 +16,7 @@ from cascade_state.postgres.advance_values import ADVANCE
 from cascade_state.postgres.coalescing import Line
 from cascade_state.testing import factories
 from tests.contract.postgres_observer import PostgresObserver
+from tests.postgres.wire import Wire
 
 pytestmark = pytest.mark.postgres
 
@@ -72,6 +73,34 @@ async def test_a_step_that_shares_its_batch_with_an_end_is_not_disturbed_by_a_ti
             await _in_time(observer.settled([running]))
             assert not running.done()
         assert sorted(record["item"] for record in await _in_time(running)) == [0, 1]
+
+
+async def test_steps_that_wait_share_their_statements_and_each_gets_its_event_once(database_url: str) -> None:
+    async with Wire(database_url) as wire, open_store(wire.url, hints=False) as store:
+        flows = [await factories.add_flow(store) for _ in range(24)]
+        keys = [f"parcel-{number}" for number in range(24)]
+        for key in keys[::2]:
+            await store.correlations.publish(key, {"key": key})
+        before = wire.round_trips
+        waits = [store.advance(flow.suspend_for_event("a", key)) for flow, key in zip(flows, keys, strict=True)]
+        await _in_time(asyncio.gather(*waits))
+        assert wire.round_trips - before <= 24, "alone they take two each"
+        await _in_time(asyncio.gather(*(store.correlations.publish(key, {"key": key}) for key in keys[1::2])))
+        deliveries = await store.correlations.claim_delivered("w", limit=100, lease_duration=_LEASE)
+        assert sorted(delivery.correlation_key for delivery in deliveries) == sorted(keys)
+        assert {delivery.correlation_key: delivery.flow_instance_id for delivery in deliveries} == {
+            key: flow.flow_instance_id for flow, key in zip(flows, keys, strict=True)
+        }
+        assert all(delivery.payload == {"key": delivery.correlation_key} for delivery in deliveries)
+
+
+async def test_steps_that_wait_for_one_key_are_served_in_the_order_of_their_calls(database_url: str) -> None:
+    async with open_store(database_url) as store:
+        flows = [await factories.add_flow(store) for _ in range(6)]
+        await _batch(store, *(store.advance(flow.suspend_for_event("a", "parcel-1")) for flow in flows))
+        for flow in flows:
+            (delivery,) = await store.correlations.publish("parcel-1", {}, mode="first")
+            assert delivery.flow_instance_id == flow.flow_instance_id
 
 
 async def test_an_add_that_lost_its_id_leaves_no_business_key_behind(database_url: str) -> None:
