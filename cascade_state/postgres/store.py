@@ -51,7 +51,13 @@ __all__ = ["PostgresStore"]
 _log = logging.getLogger("cascade_state.store")
 
 _KEPT_CONNECTIONS = 4  # enough for every line of coalesced operations to have one in flight
-_KEPT_SETTINGS = {"lock_timeout": KEPT_LOCK_TIMEOUT}
+_KEPT_SETTINGS = {
+    "lock_timeout": KEPT_LOCK_TIMEOUT,
+    # A plan lives as long as its connection. One that was made while a table was nearly empty would read all of it,
+    # whatever it has grown to since, until autovacuum counts its rows; so plans go by index from the beginning.
+    "enable_seqscan": "off",
+    "jit": "off",  # a plan without an index would look costly enough to be compiled
+}
 _GRACE_SECONDS = 5.0  # how long a store that closes waits for single statements under way
 
 

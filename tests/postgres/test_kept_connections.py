@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from cascade_state import Store
 from cascade_state.errors import StoreNotOpen
 from cascade_state.postgres.connections import KeptConnections
+from cascade_state.testing import factories
 
 pytestmark = pytest.mark.postgres
 
 _PATIENCE_SECONDS = 10
+_BUSY_TABLES = ("component_states", "correlations", "early_events", "flow_events", "flow_instances", "timers")
 
 
 @pytest_asyncio.fixture
@@ -106,3 +112,26 @@ async def test_closing_refuses_who_waits_and_waits_for_who_works(kept: KeptConne
     assert not closing.done()
     kept.put_back(other)
     await closing
+
+
+async def test_plans_made_on_empty_tables_go_by_index(postgres_store: Store, database_url: str) -> None:
+    store: Any = postgres_store
+    flow = await factories.add_flow(store)
+    for number in range(12):  # more than it takes until a connection keeps a plan
+        await store.component_states.put(flow.flow_instance_id, "a", number)
+        flow = await store.advance((flow.resume() if flow.waits else flow).suspend_for_event("a", f"parcel-{number}"))
+        await store.correlations.publish(f"parcel-{number}", {})
+        await store.correlations.claim_delivered("w", limit=1, lease_duration=timedelta(seconds=1))
+        await store.timers.claim_due("w", limit=1, lease_duration=timedelta(seconds=1))
+        await store.timers.next_due_at()
+        await store.flow_instances.get(flow.flow_instance_id)
+    kept = await store._kept.take()
+    await kept[1].execute("SELECT pg_stat_force_next_flush()")
+    store._kept.put_back(kept)
+    connection = await asyncpg.connect(database_url)
+    rows = await connection.fetch(
+        "SELECT relname, seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = ANY($1)", list(_BUSY_TABLES)
+    )
+    await connection.close()
+    assert sum(row["idx_scan"] for row in rows) > 0
+    assert {row["relname"]: row["seq_scan"] for row in rows} == dict.fromkeys(_BUSY_TABLES, 0)
