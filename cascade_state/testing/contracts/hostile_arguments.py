@@ -57,6 +57,7 @@ _USABLE: dict[str, Any] = {
     "delivery": _DELIVERY,
     "document": export_document(ExportDocument(definitions=(_DEFINITION,), flows=(ExportedFlow(instance=_STORED),))),
     "dry_run": True,
+    "orphans": True,
     "skip_locked": True,
     "due_at": None,
     "error": "late",
