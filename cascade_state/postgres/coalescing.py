@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MAXIMUM_BATCH = 64  # beyond this a batch saves little more, and its callers wait for each other
-_WHOLE_BATCH = 4  # so few are not divided between the lanes: a statement costs as much as two items
+_WHOLE_BATCH = 8  # so few are not divided between the lanes: a statement costs as much as five small items
 
 
 class Line(Generic[Item, Result]):
