@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from benchmarks.bench import Bench
 from benchmarks.contenders import ORM, TimerRow
-from benchmarks.registry import BARE, TASKS, Operation, benchmark
+from benchmarks.registry import BARE, TASKS, Benchmark, Operation, benchmark
 from benchmarks.suites.steps import orm_insert
 from cascade_state import FlowInstance
 from cascade_state.ids import partition_of
@@ -79,35 +79,44 @@ async def due_timers(bench: Bench, count: int) -> None:
         await bench.add(flows)
 
 
-@benchmark(_GROUP, "claim and complete (100)", tasks=TASKS[:2], share=_SHARE)
-async def claim(bench: Bench, tasks: int) -> Operation:
-    """Claims a hundred due timers and completes them."""
-    await due_timers(bench, tasks * bench.operations * _BATCH)
+def _register_claims(batch: int, share: float) -> Benchmark:
+    """Registers the claim and completion of so many due timers at once, and the same SQL on bare asyncpg."""
 
-    async def operation(lane: int, index: int) -> int:
-        timers = await bench.store.timers.claim_due(f"w{lane}", limit=_BATCH, lease_duration=_LEASE)
-        await bench.store.timers.complete(timers)
-        return len(timers)
+    @benchmark(_GROUP, f"claim and complete ({batch})", tasks=TASKS[:2], share=share)
+    async def claim(bench: Bench, tasks: int) -> Operation:
+        await due_timers(bench, tasks * bench.operations * batch)
 
-    return operation
+        async def operation(lane: int, index: int) -> int:
+            timers = await bench.store.timers.claim_due(f"w{lane}", limit=batch, lease_duration=_LEASE)
+            await bench.store.timers.complete(timers)
+            return len(timers)
+
+        return operation
+
+    @claim.against(BARE)
+    async def bare_claim(bench: Bench, tasks: int) -> Operation:
+        await due_timers(bench, tasks * bench.operations * batch)
+        claims = [await bench.bare.sends(_claim_call(f"w{lane}", batch)) for lane in range(tasks)]
+
+        async def operation(lane: int, index: int) -> int:
+            connection = bench.bare.connections[lane]
+            ((text, arguments),) = claims[lane]
+            records = await connection.fetch(text, *arguments)
+            rows = [(partition_of(row["timer_id"], 256), row["timer_id"], row["lease_token"]) for row in records]
+            held = {**columns("held", tuple(HELD_COLUMNS), rows), "held_count": len(rows)}
+            done, complete_arguments = bench.bare.ready(COMPLETE_ALL, held)
+            await connection.fetch(done, *complete_arguments)
+            return len(rows)
+
+        return operation
+
+    return claim
 
 
-@claim.against(BARE)
-async def _bare_claim(bench: Bench, tasks: int) -> Operation:
-    await due_timers(bench, tasks * bench.operations * _BATCH)
-    claims = [await bench.bare.sends(_claim_call(f"w{lane}")) for lane in range(tasks)]
-
-    async def operation(lane: int, index: int) -> int:
-        connection = bench.bare.connections[lane]
-        ((text, arguments),) = claims[lane]
-        records = await connection.fetch(text, *arguments)
-        rows = [(partition_of(row["timer_id"], 256), row["timer_id"], row["lease_token"]) for row in records]
-        held = {**columns("held", tuple(HELD_COLUMNS), rows), "held_count": len(rows)}
-        done, complete_arguments = bench.bare.ready(COMPLETE_ALL, held)
-        await connection.fetch(done, *complete_arguments)
-        return len(rows)
-
-    return operation
+_register_claims(1, 1.0)
+_register_claims(10, 0.25)
+claim = _register_claims(_BATCH, _SHARE)
+_register_claims(500, 0.02)
 
 
 @claim.against(ORM, share=0.5)
@@ -132,5 +141,5 @@ async def _orm_claim(bench: Bench, tasks: int) -> Operation:
     return operation
 
 
-def _claim_call(holder: str) -> Callable[[Any], Awaitable[Any]]:
-    return lambda store: store.timers.claim_due(holder, limit=_BATCH, lease_duration=_LEASE)
+def _claim_call(holder: str, batch: int) -> Callable[[Any], Awaitable[Any]]:
+    return lambda store: store.timers.claim_due(holder, limit=batch, lease_duration=_LEASE)

@@ -1,12 +1,14 @@
 """Hints: what is notified, when, and what never is."""
 
 import asyncio
+from collections.abc import Iterable
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
 from cascade_state import FlowInstance, ScheduleTimer, open_store, partition_of
+from cascade_state.postgres import hints
 from cascade_state.postgres.hints import hint_channel
 from cascade_state.testing import factories
 
@@ -70,6 +72,28 @@ async def test_a_unit_of_work_hints_only_when_it_commits(database_url: str) -> N
             await uow.advance(kept, schedule=[ScheduleTimer("a", after=timedelta(0))])
         assert await ear.next() == partition_of(kept.flow_instance_id, 256)
         assert ear.heard.empty()
+
+
+async def test_the_first_hint_leaves_at_once_and_those_behind_it_together(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "_COALESCING_SECONDS", 3600.0)
+    sent: list[list[str]] = []
+    send = hints.HintSender.send
+
+    async def noted(self: hints.HintSender, payloads: Iterable[str]) -> None:
+        sent.append(list(payloads))
+        await send(self, sent[-1])
+
+    monkeypatch.setattr(hints.HintSender, "send", noted)
+    async with _Ear(database_url) as ear:
+        async with open_store(database_url) as store:
+            first = await store.advance(await _new_flow(store), schedule=[ScheduleTimer("a", after=timedelta(0))])
+            assert await ear.next() == partition_of(first.flow_instance_id, 256)
+            for _ in range(3):
+                await store.advance(await _new_flow(store), schedule=[ScheduleTimer("a", after=timedelta(0))])
+            assert len(sent) == 1
+        assert len(sent) == 2  # a store that closes sends what is left
 
 
 async def test_a_delivery_is_hinted(database_url: str) -> None:

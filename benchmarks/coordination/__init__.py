@@ -1,0 +1,1 @@
+"""What coordination costs: wake-ups, lateness, batches, take-overs, moves."""
