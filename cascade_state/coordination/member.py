@@ -63,7 +63,10 @@ class Member:
         self._worker_name = worker_name
         self._interval_seconds = heartbeat_interval.total_seconds()
         self._stale_after = stale_after
-        self._longest_beat_seconds = stale_after.total_seconds() / 3  # then there is time for another one
+        # A third, so that there is time for other attempts. Each that fails leaves more to the next one, and one that
+        # took long does, too: a server that is slow must not look like one that is gone.
+        self._first_limit_seconds = stale_after.total_seconds() / 3
+        self._limit_seconds = self._first_limit_seconds
         self._metadata = metadata
         self._share = Membership(replica_set=replica_set, worker_id=new_worker_id(worker_name), generation=0)
         self._alive_until = 0.0  # by `_elapsed`
@@ -243,7 +246,7 @@ class Member:
             self._replica_set, self.worker_id, stale_after=self._stale_after, keep=self._kept()
         )
         try:
-            share = await self._answer(beat, self._longest_beat_seconds)
+            share = await self._answer(beat, self._limit_seconds)
         except LeaseLost:
             self._alive_until = 0.0
             self._tell()
@@ -255,7 +258,7 @@ class Member:
     async def _join_again(self) -> None:
         former = self.worker_id
         self._share = self._empty_share(new_worker_id(self._worker_name))
-        await self._answer(self._register(), self._longest_beat_seconds)
+        await self._answer(self._register(), self._limit_seconds)
         _log.warning(
             "joined again under a new id replica_set=%s worker_id=%s former_worker_id=%s",
             self._replica_set,
@@ -281,8 +284,12 @@ class Member:
             if not task.done():
                 task.cancel()
         if not task.done():
+            self._limit_seconds = self._bounded(2 * self._limit_seconds)
             raise TimeoutError(f"no answer within {longest_seconds:g} s")
         return task.result()
+
+    def _bounded(self, limit_seconds: float) -> float:
+        return min(limit_seconds, self._stale_after.total_seconds())
 
     def _answered(self, task: asyncio.Task[Any]) -> None:
         self._unanswered.discard(task)
@@ -294,6 +301,7 @@ class Member:
     def _heard(self, sent_at: float, share: Membership) -> None:
         """Takes over what a heartbeat said. Others cannot have counted from earlier than when it was sent."""
         self._alive_until = sent_at + self._stale_after.total_seconds()
+        self._limit_seconds = max(self._first_limit_seconds, self._bounded(2 * (_elapsed() - sent_at)))
         self._watch()
         before, self._share = self._share, share
         now = _elapsed()

@@ -19,7 +19,7 @@ from cascade_state.coordination import Member
 from cascade_state.postgres.schema import migrate_database
 from tests.coordination.helping import PATIENCE, a_set, settled
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]  # many stores are opened
 
 _PARTITIONS = 16
 _ROUNDS = 25

@@ -16,7 +16,8 @@ import pytest
 from cascade_state.postgres.schema import migrate_database
 from tests.coordination.helping import PATIENCE
 
-pytestmark = pytest.mark.postgres
+# Processes are started one after the other, each as slow as the machine is loaded.
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]
 
 _PROGRAM = Path(__file__).with_name("member_process.py")
 _PARTITIONS = 16  # few, so that each is written to often

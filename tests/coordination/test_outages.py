@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+import asyncpg
 import pytest
 
 from cascade_state import LeaseLost, Store, open_store
@@ -17,12 +18,24 @@ from tests.postgres.own_server import OwnServer, own_server
 pytestmark = pytest.mark.postgres
 
 _STALE_AFTER = timedelta(seconds=1)
+_SLOW_HEARTBEATS = f"""
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_sleep({_STALE_AFTER.total_seconds() * 0.5}); RETURN NEW; END $$;
+    CREATE TRIGGER slow BEFORE UPDATE ON workers FOR EACH ROW EXECUTE FUNCTION slow();
+"""
 
 
 @pytest.fixture
 async def link(database_url: str) -> AsyncIterator[Link]:
     async with Link(database_url) as link:
         yield link
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture
@@ -67,6 +80,24 @@ async def test_a_member_that_was_cut_off_for_a_moment_goes_on_as_it_was(link: Li
         await until(lambda: not member.is_alive, [member])
         link.mend()
         await until(lambda: member.share == known, [member])
+
+
+async def test_a_server_that_is_slow_is_given_more_time(postgres_store: Store, connection: asyncpg.Connection) -> None:
+    """Longer than a third of `stale_after` for each heartbeat: the first attempts fail, then one is waited for."""
+    async with a_set(postgres_store, stale_after=_STALE_AFTER).join() as member:
+        await connection.execute(_SLOW_HEARTBEATS)
+        heard = await _last_heartbeat(connection)
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(2):
+                while not (member.is_alive and await _last_heartbeat(connection) > heard):  # noqa: ASYNC110 - no signal
+                    await asyncio.sleep(0.05)
+                heard = await _last_heartbeat(connection)
+        await connection.execute("DROP TRIGGER slow ON workers")
+
+
+async def _last_heartbeat(connection: asyncpg.Connection) -> datetime:
+    found: datetime = await connection.fetchval("SELECT max(heartbeat_at) FROM workers")
+    return found
 
 
 async def test_a_member_that_cannot_say_goodbye_ends_in_time(
