@@ -74,7 +74,8 @@ class FeedConsumer:
             start: Where it starts when this name is first seen: at the oldest event that is there, or now.
             batch_size: How many events a batch has at most.
             concurrency: How many batches, of different partitions, are in hand at once.
-            strict: Whether `run` raises what the handler raised, instead of trying again.
+            strict: Whether `run` raises what the handler raised, instead of trying again. What passes by itself, such
+                as a broken connection or a deadlock, is tried again all the same.
             poll_interval: How long an event may lie that no hint announced.
             grace_period: How long handlers may go on after `stop`, before they are cancelled.
             heartbeat_interval: Of the replica set.
@@ -103,7 +104,9 @@ class FeedConsumer:
         )
         self._replica_set = _members(store, name, replica_set, heartbeat_interval, stale_after)
         self._handle_signals = handle_signals
-        self._stopping: asyncio.Event | None = None  # of the run there is
+        self._is_running = False
+        self._run: FeedRun | None = None  # while it is a member of the set
+        self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ended = asyncio.Event()
 
@@ -124,21 +127,27 @@ class FeedConsumer:
             UsageError: It is running already.
             Exception: What the handler raised, or what says that an event cannot be read, if it is strict.
         """
-        if self._stopping is not None:
+        if self._is_running:
             raise UsageError("this consumer is running; make another one to run twice")
-        self._stopping, self._hurry = asyncio.Event(), asyncio.Event()
+        self._is_running = True
         self._ended.clear()
         try:
             with called_on_signals(self._stop_or_hurry) if self._handle_signals else nullcontext():
-                await self._work(self._stopping)
+                await self._work()
         finally:
-            self._stopping = None
+            self._is_running = False
+            self._stopping.clear()
+            self._hurry.clear()
             self._ended.set()
 
     async def stop(self) -> None:
-        """Stops a run gracefully, and returns when it has ended: no new batches, those in hand are finished."""
-        if self._stopping is not None:
-            self._stopping.set()
+        """Stops it gracefully, and returns when it has stopped: no new batches, those in hand are finished.
+
+        From within a handler it returns at once. Called before `run`, it makes the next `run` return at once.
+        """
+        self._stopping.set()
+        is_handler = self._run is not None and self._run.is_handler(asyncio.current_task())
+        if self._is_running and not is_handler:
             await self._ended.wait()
 
     async def pause(self) -> None:
@@ -157,7 +166,7 @@ class FeedConsumer:
         Raises:
             UsageError: It is running somewhere. A worker that was killed counts as running for `stale_after`.
         """
-        if self._stopping is not None:
+        if self._is_running:
             raise UsageError(f"the consumer {self.name!r} is running; stop it first")
         await self._store.feeds.reset(self.name, start)
 
@@ -170,33 +179,34 @@ class FeedConsumer:
         await self._store.feeds.register(self.name, start=self._settings.start)
 
     def _stop_or_hurry(self) -> None:
-        if self._stopping is None or self._stopping.is_set():
+        if self._stopping.is_set():
             self._hurry.set()
-        else:
-            self._stopping.set()
+        self._stopping.set()
 
-    async def _work(self, stopping: asyncio.Event) -> None:
+    async def _work(self) -> None:
         """Joins and works; again and again, as long as what ends it is trouble with the store."""
         trouble = 0
-        while not stopping.is_set():
+        while not self._stopping.is_set():
             try:
                 await self._register()
                 async with self._store.listen("events") as hints, self._replica_set.join() as member:
                     trouble = 0
-                    run = FeedRun(
+                    self._run = FeedRun(
                         self._store,
                         self._settings,
                         member,
                         hints,
                         idle_timeout=self._replica_set.stale_after,
-                        stopping=stopping,
+                        stopping=self._stopping,
                         hurry=self._hurry,
                     )
-                    await run.work()
+                    await self._run.work()
             except STORE_TROUBLE as error:
                 trouble += 1
                 _log.info("cannot work consumer=%s reason=%s", self.name, error)
-                await _wait_for(stopping, STORE_BACKOFF.delay(trouble))
+                await _wait_for(self._stopping, STORE_BACKOFF.delay(trouble))
+            finally:
+                self._run = None
 
 
 def _members(

@@ -101,6 +101,10 @@ class FeedRun:
         if self._error is not None:
             raise self._error
 
+    def is_handler(self, task: asyncio.Task[Any] | None) -> bool:
+        """Tells whether a task is one that handles a batch."""
+        return task in self._tasks.values()
+
     # Looking and beginning
 
     async def _dispatch(self) -> None:

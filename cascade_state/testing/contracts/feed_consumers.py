@@ -20,6 +20,7 @@ from cascade_state.model.events import FlowEvent
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.testing import factories
 from cascade_state.testing.contracts.base import PATIENCE, OpenStore, StoreContract
+from cascade_state.testing.contracts.rules import rule
 
 __all__ = ["FeedConsumersContract", "Journal", "running", "until"]
 
@@ -124,6 +125,7 @@ class FeedConsumersContract(StoreContract):
         """Returns a consumer that is in a hurry."""
         return FeedConsumer(store, name=name, handler=handler, **{**_QUICK, **options})
 
+    @rule("Feed")
     async def test_it_handles_what_is_there_and_what_comes_once_and_in_order(self, store: Store) -> None:
         flows = await _flows(store, 8)
         journal = Journal()
@@ -140,6 +142,7 @@ class FeedConsumersContract(StoreContract):
             assert 1 <= len(events) <= 3
             assert len({partition_of(event.flow_instance_id, 256) for event in events}) == 1
 
+    @rule("Feed")
     async def test_two_workers_share_the_partitions_and_both_work(self, store: Store, other_store: Store) -> None:
         first, second = Journal(), Journal()
         consumers = self.consumer(store, first), self.consumer(other_store, second)
@@ -168,6 +171,7 @@ class FeedConsumersContract(StoreContract):
         assert _is_in_order([*first.seen, *second.seen])
         assert Counter(len(journal.calls) > 0 for journal in (first, second))[True] == 2
 
+    @rule("Feed")
     async def test_consumers_are_independent(self, store: Store, other_store: Store) -> None:
         seen: dict[str, list[FlowEvent]] = {"invoices": [], "mails": []}
 
@@ -212,6 +216,7 @@ class FeedConsumersContract(StoreContract):
         assert len(all_of_it) == 15
         assert _is_in_order(all_of_it)
 
+    @rule("Feed")
     async def test_a_failing_handler_stops_its_partition_and_no_other(self, store: Store) -> None:
         flows = await _flows(store, 12)
         broken = flows[0].flow_instance_id
@@ -344,6 +349,18 @@ class FeedConsumersContract(StoreContract):
         assert await _effects(store, flows) == {flows[0].flow_instance_id: []}
         assert await store.feeds.list_failing() == []
 
+    async def test_a_handler_may_stop_its_consumer(self, store: Store) -> None:
+        flows = await _flows(store, 1)
+        journal = Journal()
+
+        async def handle(events: list[FlowEvent], uow: UnitOfWork) -> None:
+            await journal(events, uow)
+            await consumer.stop()
+
+        consumer = self.consumer(store, handle)
+        await self.finished(consumer.run())
+        assert await _effects(store, flows) == {flows[0].flow_instance_id: [1, 2]}
+
     async def test_a_cancelled_run_leaves_nothing_behind(self, store: Store) -> None:
         flows = await _flows(store, 1)
         journal = Journal()
@@ -392,7 +409,8 @@ class FeedConsumersContract(StoreContract):
     async def test_it_runs_once_at_a_time(self, store: Store) -> None:
         flows = await _flows(store, 1)
         consumer = self.consumer(store, Journal())
-        await consumer.stop()  # there is nothing to stop
+        await consumer.stop()
+        await self.finished(consumer.run())  # it was told to stop before it began
         async with running(consumer):
             await _handled(store, flows, 2)
             with pytest.raises(UsageError):
@@ -400,6 +418,7 @@ class FeedConsumersContract(StoreContract):
 
     # Losing a partition
 
+    @rule("Feed")
     async def test_a_partition_that_is_taken_away_in_the_middle_stores_nothing(
         self, store: Store, other_store: Store
     ) -> None:
@@ -418,6 +437,7 @@ class FeedConsumersContract(StoreContract):
         assert await _effects(store, flows) == {flows[0].flow_instance_id: [1, 2]}
         assert await store.feeds.list_failing() == []
 
+    @rule("Feed")
     async def test_a_checkpoint_that_was_moved_in_the_middle_stores_nothing(
         self, store: Store, other_store: Store
     ) -> None:

@@ -120,6 +120,7 @@ class FeedsContract(StoreContract):
 
     # Working
 
+    @rule("Feed")
     async def test_a_consumer_from_the_beginning_gets_everything_once(self, store: Store, other_store: Store) -> None:
         flows = [await factories.add_flow(store) for _ in range(3)]
         whole = await read_feed(store, 6)
@@ -182,6 +183,7 @@ class FeedsContract(StoreContract):
             (flow.flow_instance_id, 4),
         }
 
+    @rule("Feed")
     async def test_a_batch_ends_in_front_of_what_may_still_come(self, store: Store, other_store: Store) -> None:
         first, second, third = await _family(store, 3)
         partition_id = partition_in(store, first)
@@ -200,6 +202,7 @@ class FeedsContract(StoreContract):
             await store.feeds.complete(batch)
         assert len({(event.flow_instance_id, event.sequence) for event in seen}) == 8
 
+    @rule("Feed")
     async def test_the_checkpoint_moves_with_the_effect(self, store: Store) -> None:
         flow = await factories.add_flow(store)
         partition_id = partition_in(store, flow)
@@ -235,6 +238,7 @@ class FeedsContract(StoreContract):
             await other_store.feeds.complete(batch)
         await store.feeds.complete(late)
 
+    @rule("Feed")
     async def test_while_a_batch_is_in_hand_nobody_else_gets_one(self, store: Store, other_store: Store) -> None:
         first = await factories.add_flow(store)
         partition_id = partition_in(store, first)
@@ -480,6 +484,7 @@ class FeedRetentionContract(StoreContract):
         assert await store.feeds.purge_events(clock.now()) == 0
         assert await store.feeds.purge_events(clock.now() + _HOUR) == 3
 
+    @rule("Feed")
     async def test_no_consumer_loses_what_it_has_not_handled(self, store: Store, clock: FrozenClock) -> None:
         flow = await factories.add_flow(store)
         other = await factories.add_flow(store)
@@ -526,6 +531,7 @@ class FeedRetentionContract(StoreContract):
             assert await self.finished(store.feeds.purge_events(clock.now())) in (0, 2)
         assert await store.events.read() == []
 
+    @rule("Feed")
     async def test_ended_flows_stay_until_every_consumer_has_handled_their_events(
         self, store: Store, clock: FrozenClock
     ) -> None:
