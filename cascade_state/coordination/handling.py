@@ -172,15 +172,17 @@ class Desk:
         """Runs the handler in its unit of work, which commits with the acknowledgement."""
         with _share(work, member) as generation:
             async with self._store.begin() as uow:
-                if member is not None and generation is not None:
-                    try:
-                        await uow.fence(work.partition_id, generation, member.replica_set)
-                    except LeaseLost:
-                        raise _NotOurs from None
                 await uow.limit_idle(timedelta(seconds=max(0.001, work.lease_until - time.monotonic())))
                 await handler(work.item, uow)
                 if work.is_abandoned:
                     raise _NotOurs
+                if member is not None and generation is not None:
+                    # Not before: it takes a transaction id, which holds the feed back for as long as the handler runs.
+                    # That the partition stays while work is in hand, `working_in` sees to.
+                    try:
+                        await uow.fence(work.partition_id, generation, member.replica_set)
+                    except LeaseLost:
+                        raise _NotOurs from None
                 await self._acknowledge(uow, work)
 
     async def _acknowledge(self, uow: UnitOfWork, work: Work) -> None:

@@ -20,7 +20,8 @@ from cascade_state import CascadeStateError, Store, open_store
 from cascade_state.testing import factories
 from tests.postgres.own_server import OwnServer, own_server
 
-pytestmark = pytest.mark.postgres
+# Each test starts several processes, of which each imports everything; a busy machine takes a minute for that.
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]
 
 _PROGRAM = Path(__file__).with_name("worker_process.py")
 _PATIENCE = 45.0
@@ -281,7 +282,6 @@ async def _left_behind(url: str) -> set[tuple[str, str]]:
         await connection.close()
 
 
-@pytest.mark.timeout(180)
 async def test_a_minute_of_joining_and_leaving_under_load(store: Store, database_url: str) -> None:
     """Workers are started, stopped and killed at random; in the end each effect is there once."""
     chance = random.Random(4)
