@@ -16,8 +16,6 @@ import pytest
 if TYPE_CHECKING:
     from cascade_state.testing import FrozenClock, PostgresServer, TemporaryDatabase
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _lint_statements() -> Iterator[None]:

@@ -1,8 +1,8 @@
 """The pytest plugin: a database per test, cloned from one migrated template; the store on both back ends; a clock.
 
 pytest imports this module in every test run of an environment where the package is installed, and before a coverage
-plugin starts. So it holds the options and hooks only: fixtures are registered by name, and what they need (drivers,
-Alembic, SQLAlchemy) is imported when one of them is used.
+plugin starts. So it, and the modules of fixtures with it, import nothing heavy: what a fixture needs (drivers, Alembic,
+SQLAlchemy) is imported when it is used.
 
 How the parts share the work: `options` reads what the user wants; `template` says what the template database is made
 of and names it by the hash of that; `databases` hands out copies and takes them back; `reporting` carries what there is
