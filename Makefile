@@ -85,6 +85,7 @@ docs: venv ## Build the documentation into site/
 bench: venv ## Measure against bare asyncpg and a plain ORM unit of work (BENCH_ARGS="--quick --only get")
 	$(call when,benchmarks/__main__.py,$(PY) -m benchmarks $(BENCH_ARGS))
 	$(if $(filter --only --list --compare,$(BENCH_ARGS)),,$(call when,benchmarks/databases/__main__.py,$(PY) -m benchmarks.databases $(filter --quick --json,$(BENCH_ARGS))))
+	$(if $(filter --only --list --compare,$(BENCH_ARGS)),,$(call when,benchmarks/coordination/__main__.py,$(PY) -m benchmarks.coordination $(filter --quick --json,$(BENCH_ARGS))))
 
 bench-peers: ## Measure against other libraries, installed into an environment of their own (BENCH_ARGS="--quick")
 	@scripts/make-peers-environment .venvs/peers

@@ -1,1 +1,1 @@
-"""What coordination costs: wake-ups, lateness, batches, take-overs, moves."""
+"""What workers take: lateness of timers, take-over after a kill, moves of partitions."""

@@ -1,0 +1,36 @@
+"""The scenarios of `make bench` run, on a small scale; a move more than needed is a defect at any scale."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.coordination.__main__ import as_markdown
+from benchmarks.coordination.lateness import measure_lateness
+from benchmarks.coordination.sets import measure_moves
+
+pytestmark = pytest.mark.postgres
+
+
+async def test_no_partition_moves_without_need(database_url: str) -> None:
+    moves = await measure_moves(database_url, 3)
+    assert [(what, moved) for what, moved, _ in moves] == [
+        ("1 join", 256),
+        ("2 join", 128),
+        ("3 join", 85),
+        ("3 leave", 85),
+        ("2 leave", 128),
+    ]
+    assert all(moved == minimum for _, moved, minimum in moves)
+
+
+async def test_lateness_is_measured_and_told(database_url: str) -> None:
+    late = await measure_lateness(database_url, pending=400, a_second=50, seconds=1, workers=1)
+    assert len(late) == 50
+    assert min(late) >= 0  # none early
+    figures = {"a_second": 50, "seconds": 1, "pending": 400, "workers": 1, "p50_ms": 1.0, "p99_ms": 2.0}
+    take_over = {"heartbeat_interval": 0.5, "stale_after": 2.0, "seconds": [2.25]}
+    moves = [{"what": "1 join", "moved": 256, "minimum": 256}]
+    table = list(as_markdown({"lateness": figures, "take_over": take_over, "moves": moves, "machine": {"cores": 2}}))
+    assert "| 50 for 1 s | 400 | 1 | 1.0 | 2.0 |" in table
+    assert "| take-over after kill -9 of one of three (at most 2.5 s) | s |" in table
+    assert "| 1 join | 256 | 256 |" in table
