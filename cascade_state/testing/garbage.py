@@ -35,6 +35,7 @@ _logger = logging.getLogger(__name__)
 _UNFINISHED = timedelta(minutes=2)
 
 _ATTEMPTS = 3
+_LOOKS, _LOOK_SECONDS = 10, 0.05  # at what seems to be in use
 
 _HASH = re.compile("[0-9a-f]{12,64}")
 
@@ -150,6 +151,11 @@ async def collect_garbage(
 async def _survey(server: _Server, connection: Connection, prefix: str) -> list[_Found]:
     with translated(""):
         rows = await connection.fetch(_DATABASES, list(_NEVER))
+        for _ in range(_LOOKS):
+            if not any(row["is_in_use"] and row["name"].startswith(prefix) for row in rows):
+                break
+            await asyncio.sleep(_LOOK_SECONDS)  # a client's close returns before the server's process has gone
+            rows = await connection.fetch(_DATABASES, list(_NEVER))
         locks = {row["key"] for row in await connection.fetch(_LOCKS)}
     has_books = await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", BOOKS)
     books = await _read_books(server, prefix) if has_books else _Books()
