@@ -26,7 +26,7 @@ async def measure_copies(server: PostgresServer, rounds: int) -> dict[str, list[
     async with AsyncExitStack() as stack:
         stack.push_async_callback(connection.close)
         # Nothing is made ahead: the lease waits for exactly one copy.
-        pool = await stack.enter_async_context(DatabasePool(server, TEMPLATE, initial_size=0, max_size=1000))
+        pool = await stack.enter_async_context(DatabasePool(server, TEMPLATE, initial_size=0, max_size=4))
 
         async def bare(strategy: str) -> float:
             name = next(names)
