@@ -113,11 +113,16 @@ def _polling(url: str, schema: str) -> Any:
 async def _bare(url: str, schema: str) -> AsyncIterator[WakeUp]:
     """NOTIFY right behind the commit, and whoever hears it claims with the store, all by hand."""
     heard = asyncio.Event()
+    turn = asyncio.Lock()  # whoever hears a notification of another lane would find nothing
     async with _installation(url, schema) as (store, definition):
         listening, notifying = await asyncpg.connect(url), await asyncpg.connect(url)
         await listening.add_listener(schema, lambda *_: heard.set())
 
         async def wake_up(key: str) -> float:
+            async with turn:
+                return await _one(key)
+
+        async def _one(key: str) -> float:
             await _wait_for(store, definition, key)
             await asyncio.sleep(_QUIET_SECONDS)
             await store.correlations.publish(key, {})
