@@ -125,13 +125,13 @@ class FeedsContract(StoreContract):
         flows = [await factories.add_flow(store) for _ in range(3)]
         whole = await read_feed(store, 6)
         await store.feeds.register("invoices")
-        for flow in flows:
-            partition_id = partition_in(store, flow)
+        places = {flow.flow_instance_id: partition_in(store, flow) for flow in flows}
+        for partition_id in set(places.values()):  # two flows may share one
             seen: list[FlowEvent] = []
             while batch := await other_store.feeds.read_batch("invoices", partition_id):
                 seen += batch.events
                 await other_store.feeds.complete(batch)
-            assert seen == [event for event in whole if event.flow_instance_id == flow.flow_instance_id]
+            assert seen == [event for event in whole if places[event.flow_instance_id] == partition_id]
         assert await store.feeds.lag("invoices") == FeedLag(events=0, oldest_recorded_at=None)
 
     async def test_a_batch_has_at_most_so_many_events_and_the_next_goes_on(self, store: Store) -> None:
