@@ -161,9 +161,14 @@ class FeedConsumersContract(StoreContract):
     ) -> None:
         first, second = Journal(), Journal()
         leaver, stayer = self.consumer(store, first), self.consumer(other_store, second)
+
+        async def leaver_has_worked() -> bool:
+            return len(first.calls) > 0
+
         async with running(leaver, stayer):
             await until(lambda: self._is_shared(store, leaver, workers=2))
             flows = await _flows(store, 20)
+            await until(leaver_has_worked)
             await leaver.stop()
             flows = await _advanced(store, flows, "charge")
             await _handled(store, flows, 3)
