@@ -20,7 +20,10 @@ from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.instance_rows import lease_from_record, load_optional
 from cascade_state.postgres.matching import match_keys
 from cascade_state.postgres.statements import correlations as statements
+from cascade_state.postgres.statements import dead_letters, sweeping
+from cascade_state.postgres.statements import deliveries as delivery_statements
 from cascade_state.postgres.statements.parameters import partition_values
+from cascade_state.postgres.statements.waits import held_values
 
 __all__ = ["PostgresCorrelations"]
 
@@ -63,7 +66,7 @@ class PostgresCorrelations(Correlations):
         self, holder: str, limit: int, lease_duration: timedelta, partitions: frozenset[int] | None
     ) -> list[Delivery]:
         claimed: list[Delivery] = []
-        statement = statements.CLAIM if partitions is None else statements.CLAIM_IN
+        statement = delivery_statements.CLAIM if partitions is None else delivery_statements.CLAIM_IN
         values = {
             **({} if partitions is None else partition_values(partitions)),
             "now": self._executor.now(),
@@ -93,14 +96,14 @@ class PostgresCorrelations(Correlations):
         """Matches what a dead process left unmatched, and turns what has expired into time-outs and dead letters."""
         now = {"now": self._executor.now()}
         if unmatched:
-            records = await self._executor.fetch(statements.UNMATCHED_KEYS, now)
+            records = await self._executor.fetch(sweeping.UNMATCHED_KEYS, now)
             await match_keys(self._executor, [record["correlation_key"] for record in records], patient=False)
-        for record in await self._executor.fetch(statements.EXPIRE, now):
+        for record in await self._executor.fetch(sweeping.EXPIRE, now):
             self._executor.hint(record["flow_partition_id"])
 
     async def _bury_worn(self) -> None:
         values = {"now": self._executor.now(), "max_attempts": self._limits.max_attempts, "reason": None}
-        records = await self._executor.fetch(statements.BURY_WORN, values)
+        records = await self._executor.fetch(dead_letters.BURY_WORN, values)
         keys = [record["correlation_key"] for record in records]
         # Their keys were not known before, so the waits came back without their locks. A claim waits for nobody:
         # a key that somebody has locked is left to a later claim. The second match has a snapshot from behind the
@@ -110,9 +113,9 @@ class PostgresCorrelations(Correlations):
 
     async def _next_delivery_at(self, partitions: frozenset[int] | None) -> datetime | None:
         if partitions is None:
-            records = await self._executor.fetch(statements.NEXT_DELIVERY_AT, {})
+            records = await self._executor.fetch(delivery_statements.NEXT_DELIVERY_AT, {})
         else:
-            records = await self._executor.fetch(statements.NEXT_DELIVERY_AT_IN, partition_values(partitions))
+            records = await self._executor.fetch(delivery_statements.NEXT_DELIVERY_AT_IN, partition_values(partitions))
         next_delivery_at: datetime | None = records[0]["next_delivery_at"]
         return next_delivery_at
 
@@ -125,9 +128,9 @@ class PostgresCorrelations(Correlations):
         lease_duration: timedelta,
         skip_locked: bool,
     ) -> list[Delivery]:
-        statement = statements.RENEW_FREE if skip_locked else statements.RENEW
+        statement = delivery_statements.RENEW_FREE if skip_locked else delivery_statements.RENEW
         values = {
-            **statements.held_values(self._executor, held),
+            **held_values(self._executor, held),
             "now": self._executor.now(),
             "lease_duration": lease_duration,
         }
@@ -142,15 +145,15 @@ class PostgresCorrelations(Correlations):
         return renewed
 
     async def _complete(self, held: Sequence[HeldDelivery]) -> None:
-        await self._all_or_nothing(statements.COMPLETE, held)
+        await self._all_or_nothing(delivery_statements.COMPLETE, held)
 
     async def _release(self, held: Sequence[HeldDelivery]) -> None:
-        await self._all_or_nothing(statements.RELEASE, held)
+        await self._all_or_nothing(delivery_statements.RELEASE, held)
         self._hint(held)
 
     async def _all_or_nothing(self, statement: Any, held: Sequence[HeldDelivery]) -> None:
         wanted = tuple(dict.fromkeys(held))
-        values = {**statements.held_values(self._executor, wanted), "held_count": len(wanted)}
+        values = {**held_values(self._executor, wanted), "held_count": len(wanted)}
         current = {_identity(record) for record in await self._executor.fetch(statement, values)}
         for item in wanted:
             if (item.correlation_key, item.flow_instance_id, item.step_id) not in current:
@@ -158,25 +161,25 @@ class PostgresCorrelations(Correlations):
 
     async def _retry(self, held: HeldDelivery, after: timedelta, error: str) -> None:
         values = {
-            **statements.held_values(self._executor, (held,)),
+            **held_values(self._executor, (held,)),
             "now": self._executor.now(),
             "max_attempts": self._limits.max_attempts,
             "after": after,
             "error": error,
         }
-        if not await self._executor.fetch(statements.RETRY, values):
+        if not await self._executor.fetch(delivery_statements.RETRY, values):
             await self._give_up(held, error)  # no attempt is left; or the lease is lost, which it says
         else:
             self._hint([held])
 
     async def _give_up(self, held: HeldDelivery, reason: str) -> None:
         values = {
-            **statements.held_values(self._executor, (held,)),
+            **held_values(self._executor, (held,)),
             "now": self._executor.now(),
             "lock_key": self._executor.lock_key("correlation", held.correlation_key),
             "reason": reason,
         }
-        if not await self._executor.fetch(statements.BURY_HELD, values):
+        if not await self._executor.fetch(dead_letters.BURY_HELD, values):
             raise _lost(held)
         await match_keys(self._executor, [held.correlation_key])
 
@@ -215,7 +218,7 @@ class PostgresCorrelations(Correlations):
         values: dict[str, Any] = {"limit": limit}
         if after is not None:
             values.update(zip(("after_at", "after_key", "after_event"), after, strict=True))
-        statement = statements.list_dead_letters_statement(continued=after is not None)
+        statement = dead_letters.list_dead_letters_statement(continued=after is not None)
         return [
             DeadLetter(**{**record, "payload": load_optional(record["payload"])})
             for record in await self._executor.fetch(statement, values)

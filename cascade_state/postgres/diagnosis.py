@@ -16,10 +16,11 @@ from cascade_state.errors import (
 from cascade_state.model.advance import AdvancePlan
 from cascade_state.postgres.advance_values import BUSINESS_KEY_SCOPE
 from cascade_state.postgres.executor import Executor
-from cascade_state.postgres.statements import correlations as correlation_statements
+from cascade_state.postgres.statements import deliveries as delivery_statements
 from cascade_state.postgres.statements import flow_instances as statements
 from cascade_state.postgres.statements import timers as timer_statements
 from cascade_state.postgres.statements.parameters import columns
+from cascade_state.postgres.statements.waits import held_values
 
 __all__ = ["free_stale_key", "id_exists", "raise_why_not_advanced", "why_not_added"]
 
@@ -111,8 +112,8 @@ async def _raise_lost_leases(executor: Executor, plan: AdvancePlan) -> None:
                 raise LeaseLost(entity="timer", key=timer.timer_id, token=timer.token, holder=timer.holder)
     if plan.complete_deliveries:
         records = await executor.fetch(
-            correlation_statements.HELD,
-            correlation_statements.held_values(executor, plan.complete_deliveries),
+            delivery_statements.HELD,
+            held_values(executor, plan.complete_deliveries),
         )
         current = {(record["correlation_key"], record["flow_instance_id"], record["step_id"]) for record in records}
         for held in plan.complete_deliveries:

@@ -12,7 +12,7 @@ import pytest
 
 from cascade_state import FlowInstanceFilter, FlowStatus, Store, open_store
 from cascade_state.postgres.direct import CompiledStatement, Statement
-from cascade_state.postgres.statements import correlations, flow_instances, timer_lists, timers
+from cascade_state.postgres.statements import deliveries, flow_instances, timer_lists, timers
 from cascade_state.postgres.statements.parameters import partition_values
 from cascade_state.testing import factories
 
@@ -106,7 +106,7 @@ def _check(plan: dict[str, Any], *, rows_sorted: int, buffers: int) -> None:
 _LIVE = FlowInstanceFilter().checked()
 _CLAIMS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "timers": (timers.CLAIM_DUE_IN, partition_values(_MINE)),
-    "deliveries": (correlations.CLAIM_IN, partition_values(_MINE)),
+    "deliveries": (deliveries.CLAIM_IN, partition_values(_MINE)),
     "flows": (
         flow_instances.claim_in_statement(frozenset(), orphans=False),
         flow_instances.claim_in_values(_LIVE, _MINE),
@@ -123,15 +123,15 @@ async def test_claims_run_along_an_index(crowded: Any) -> None:
         # Sorted are the partitions (by status), each by its first row, and in the end what was claimed. A few pages for
         # each partition and each claimed row: a scan of a table would be thousands.
         _check(await _explained(crowded, statement, {**_CLAIM, **values}), rows_sorted=4 * 256, buffers=4_500)
-    for statement in (timers.CLAIM_DUE, correlations.CLAIM):
+    for statement in (timers.CLAIM_DUE, deliveries.CLAIM):
         _check(await _explained(crowded, statement, _CLAIM), rows_sorted=32, buffers=1_200)
     # Five thousand overdue timers of others stand before ours in the order of all.
-    for statement in (timers.CLAIM_DUE_IN, correlations.CLAIM_IN):
+    for statement in (timers.CLAIM_DUE_IN, deliveries.CLAIM_IN):
         one = {**_CLAIM, **partition_values([60])}
         _check(await _explained(crowded, statement, one), rows_sorted=32, buffers=900)
-    for statement in (timer_lists.NEXT_DUE_AT, correlations.NEXT_DELIVERY_AT):
+    for statement in (timer_lists.NEXT_DUE_AT, deliveries.NEXT_DELIVERY_AT):
         _check(await _explained(crowded, statement, {}), rows_sorted=0, buffers=40)
-    for statement in (timer_lists.NEXT_DUE_AT_IN, correlations.NEXT_DELIVERY_AT_IN):
+    for statement in (timer_lists.NEXT_DUE_AT_IN, deliveries.NEXT_DELIVERY_AT_IN):
         _check(await _explained(crowded, statement, partition_values(_MINE)), rows_sorted=0, buffers=1_500)
 
 

@@ -17,7 +17,6 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     Select,
-    Table,
     and_,
     case,
     cast,
@@ -32,15 +31,12 @@ from sqlalchemy import (
 
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.parameters import BIGINT, INTEGER, JSON_DOCUMENT, NOW, TEXT, relation
-from cascade_state.postgres.tables import correlations, early_events
+from cascade_state.postgres.statements.waits import event, wait
 
 __all__ = ["KEY_COLUMNS", "MATCH", "MATCH_UNLOCKED"]
 
 # `item` is the position of the caller who wants the key matched.
 KEY_COLUMNS = {"item": INTEGER, "partition_id": INTEGER, "correlation_key": TEXT, "lock_key": BIGINT}
-
-wait: Table = correlations
-event: Table = early_events
 
 
 def _match(*, patient: bool) -> Select[Any]:
