@@ -9,13 +9,8 @@ from cascade_state.model.advance import AdvancePlan
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.operations import Operation
-from cascade_state.postgres.statements.advance import (
-    FLOW_COLUMNS,
-    NEW_FLOW_COLUMNS,
-    PART_COLUMNS,
-    Shape,
-    advance_statement,
-)
+from cascade_state.postgres.statements.advance import advance_statement
+from cascade_state.postgres.statements.advance_shape import FLOW_COLUMNS, NEW_FLOW_COLUMNS, PART_COLUMNS, Shape
 from cascade_state.postgres.statements.parameters import columns
 
 __all__ = ["ADD", "ADD_WAITING", "ADVANCE", "ADVANCE_WAITING", "BUSINESS_KEY_SCOPE", "AdvanceOperation"]

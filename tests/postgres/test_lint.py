@@ -21,7 +21,8 @@ from cascade_state.postgres import direct
 from cascade_state.postgres.direct import CompiledStatement, Statement
 from cascade_state.postgres.schema import dump_schema, migrations_directory
 from cascade_state.postgres.statements import flow_instances as instance_statements
-from cascade_state.postgres.statements.advance import PART_COLUMNS, Shape, advance_statement
+from cascade_state.postgres.statements.advance import advance_statement
+from cascade_state.postgres.statements.advance_shape import PART_COLUMNS, Shape
 from cascade_state.postgres.tables import metadata
 from cascade_state.testing.metadata_lint import lint_metadata
 from cascade_state.testing.sql_lint import ALLOWED, lint_statement
