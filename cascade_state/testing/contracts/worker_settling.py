@@ -1,0 +1,194 @@
+"""Worker: the effect and the acknowledgement commit together, whoever of handler and worker acknowledges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+
+from cascade_state.abc import Store, UnitOfWork
+from cascade_state.errors import InvalidArgument, LeaseLost, UnitOfWorkFinished
+from cascade_state.model.correlations import Delivery
+from cascade_state.model.flow_status import FlowStatus
+from cascade_state.model.timers import Timer
+from cascade_state.testing.clock import FrozenClock
+from cascade_state.testing.contracts.base import LEASE
+from cascade_state.testing.contracts.claiming import claim_timers
+from cascade_state.testing.contracts.rules import rule
+from cascade_state.testing.contracts.working import Workers
+
+__all__ = ["WorkerSettlingContract"]
+
+_NOW = timedelta(0)
+_HOUR = timedelta(hours=1)
+
+
+class WorkerSettlingContract(Workers):
+    """The effect and the acknowledgement commit together, whoever of handler and worker acknowledges."""
+
+    _SETTLING: dict[str, Callable[[Timer, UnitOfWork], Awaitable[object]]] = {  # noqa: RUF012 - never changed
+        "nothing": lambda item, uow: asyncio.sleep(0),
+        "complete": lambda item, uow: uow.timers.complete([item]),
+        "cancel": lambda item, uow: uow.timers.cancel(item.timer_id),
+        "remove": lambda item, uow: uow.flow_instances.remove(item.flow_instance_id),
+        "give up": lambda item, uow: uow.timers.give_up(item, reason="enough"),
+    }
+
+    @rule("Workers", "C-44")
+    @pytest.mark.parametrize("way", sorted(_SETTLING))
+    async def test_a_handler_may_settle_its_item_in_any_way(self, store: Store, way: str) -> None:
+        timer = await self.timer(store)
+        calls = 0
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            nonlocal calls
+            calls += 1
+            await uow.flow_instances.remove(item.flow_instance_id) if way == "remove" else None
+            if way != "remove":
+                await uow.component_states.put(item.flow_instance_id, "ship", calls)
+                await self._SETTLING[way](item, uow)
+
+        async with self.running(store, on_timer=on_timer) as worker:
+            await self.until(lambda: calls and worker.in_hand == 0)
+            await asyncio.sleep(0.1)  # it does not come back
+        assert calls == 1
+        if way != "remove":
+            assert (await store.component_states.get(timer.flow_instance_id, "ship")).state == 1
+        assert await claim_timers(store) == []
+
+    @rule("Workers", "C-24")
+    async def test_ending_the_flow_settles_its_timer_and_its_delivery(self, store: Store) -> None:
+        timer = await self.timer(store)
+        flow = await self.delivery(store)
+        calls: list[object] = []
+
+        async def end(item: Timer | Delivery, uow: UnitOfWork) -> None:
+            calls.append(item)
+            await uow.advance((await uow.flow_instances.get(item.flow_instance_id)).cancel("enough"))
+
+        async with self.running(store, on_timer=end, on_delivery=end) as worker:
+            await self.until(lambda: len(calls) == 2 and worker.in_hand == 0)
+        for flow_instance_id in (timer.flow_instance_id, flow.flow_instance_id):
+            assert (await store.flow_instances.get(flow_instance_id)).status is FlowStatus.CANCELLED
+        assert len(calls) == 2
+
+    @rule("Workers", "C-43")
+    async def test_a_timer_that_is_moved_by_its_handler_comes_again(self, store: Store, clock: FrozenClock) -> None:
+        timer = await self.timer(store)
+        calls = 0
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                await uow.timers.reschedule(item.timer_id, clock.now() + _HOUR)
+
+        async with self.running(store, on_timer=on_timer) as worker:
+            await self.until(lambda: calls == 1 and worker.in_hand == 0)
+            assert (await store.timers.get(timer.timer_id)).due_at == clock.now() + _HOUR
+            clock.advance(_HOUR)
+            await self.until(lambda: self.is_gone(store, timer))
+        assert calls == 2
+
+    @rule("Workers", "C-23", "C-43")
+    async def test_what_was_taken_away_meanwhile_is_undone(self, store: Store, other_store: Store) -> None:
+        timer = await self.timer(store)
+        calls: list[Timer] = []
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            await uow.component_states.put(item.flow_instance_id, "ship", "stale")
+            assert await other_store.timers.cancel(item.timer_id)
+            calls.append(item)
+
+        async with self.running(store, on_timer=on_timer) as worker:
+            await self.until(lambda: calls and worker.in_hand == 0)
+        assert await store.component_states.find(timer.flow_instance_id, "ship") is None
+        assert len(calls) == 1
+
+    @rule("Workers", "C-50")
+    async def test_a_handler_whose_lease_expired_and_was_taken_stores_nothing(
+        self, store: Store, other_store: Store, clock: FrozenClock
+    ) -> None:
+        timer = await self.timer(store)
+        taken: list[Timer] = []
+        outcome: list[str] = []
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            clock.advance(LEASE)
+            taken.extend(await claim_timers(other_store, "worker-2"))
+            await uow.component_states.put(item.flow_instance_id, "ship", "stale")
+            with pytest.raises(LeaseLost):
+                await uow.advance(
+                    (await uow.flow_instances.get(item.flow_instance_id)).complete_step("ship"), completes=[item]
+                )
+            outcome.append("refused")  # and it goes on, as if nothing had happened
+
+        # One place: the worker itself must not be the one that takes it.
+        async with self.running(store, on_timer=on_timer, lease_duration=LEASE, concurrency=1) as worker:
+            await self.until(lambda: outcome and worker.in_hand == 0)
+        assert outcome == ["refused"]
+        assert await store.component_states.find(timer.flow_instance_id, "ship") is None
+        assert (await store.flow_instances.get(timer.flow_instance_id)).completed_steps == set()
+        assert (await store.timers.get(timer.timer_id)).lease == taken[0].lease
+
+    @rule("Workers", "C-04")
+    async def test_an_acknowledgement_that_a_savepoint_undid_is_made_up_for(self, store: Store) -> None:
+        timer = await self.timer(store)
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            with pytest.raises(RuntimeError):
+                async with uow.savepoint():
+                    found = await uow.flow_instances.get(item.flow_instance_id)
+                    await uow.advance(found.complete_step("charge"), completes=[item])
+                    assert uow.has_settled(item)
+                    raise RuntimeError("undo this")
+            assert not uow.has_settled(item)
+            await uow.component_states.put(item.flow_instance_id, "ship", "kept")
+
+        async with self.running(store, on_timer=on_timer):
+            await self.until(lambda: self.is_gone(store, timer))
+        assert (await store.component_states.get(timer.flow_instance_id, "ship")).state == "kept"
+
+    @rule("Workers", "C-03")
+    async def test_a_handler_that_rolls_back_has_not_handled_its_item(self, store: Store, clock: FrozenClock) -> None:
+        timer = await self.timer(store)
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            if item.attempts == 1:
+                found = await uow.flow_instances.get(item.flow_instance_id)
+                await uow.advance(found.complete_step("charge"), completes=[item])
+                await uow.rollback()
+                with pytest.raises(UnitOfWorkFinished):
+                    uow.has_settled(item)
+
+        async with self.running(store, on_timer=on_timer):
+            await self.until(lambda: self.is_gone(store, timer), ticking=clock)
+        assert (await store.flow_instances.get(timer.flow_instance_id)).completed_steps == set()
+
+    @rule("Workers")
+    async def test_a_unit_of_work_knows_what_it_settled(self, store: Store, clock: FrozenClock) -> None:
+        await self.timer(store)
+        await self.timer(store)
+        one, two = await claim_timers(store)
+        orphan = await self.orphan(store, clock)
+        async with store.begin() as uow:
+            assert not uow.has_settled(one)
+            assert not uow.has_settled(orphan)
+            found = await uow.flow_instances.get(one.flow_instance_id)
+            await uow.advance(found.complete_step("charge"), completes=[one])
+            assert uow.has_settled(one)
+            assert not uow.has_settled(two)
+            await uow.advance((await uow.flow_instances.get(two.flow_instance_id)).fail("x"))
+            await uow.advance(orphan.complete())
+            assert uow.has_settled(two)
+            assert uow.has_settled(orphan)
+
+    @rule("Workers")
+    async def test_a_unit_of_work_can_be_told_how_long_it_may_be_idle(self, store: Store) -> None:
+        async with store.begin() as uow:
+            await uow.limit_idle(_HOUR)
+            await uow.limit_idle(timedelta(days=36_500))
+            with pytest.raises(InvalidArgument):
+                await uow.limit_idle(_NOW)
