@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import options, say, show
 from benchmarks.coordination.lateness import measure_lateness
 from benchmarks.coordination.sets import HEARTBEAT_INTERVAL, STALE_AFTER, measure_moves, measure_take_over
 from benchmarks.empty_database import created
@@ -23,17 +21,9 @@ _SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": 
 
 def main() -> int:
     """Parses the command line and measures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coordination", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer timers and rounds; the figures are rougher")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
+    parser = options("benchmarks.coordination", __doc__, quick="fewer timers and rounds; the figures are rougher")
     arguments = parser.parse_args()
-    document = asyncio.run(_run(quick=arguments.quick))
-    text = json.dumps(document, indent=1)
-    if arguments.output is not None:
-        arguments.output.write_text(f"{text}\n")
-    print(text if arguments.json else "\n".join(as_markdown(document)))
-    return 0
+    return show(asyncio.run(_run(quick=arguments.quick)), arguments, lambda document: "\n".join(as_markdown(document)))
 
 
 async def _run(*, quick: bool) -> dict[str, Any]:
@@ -43,11 +33,11 @@ async def _run(*, quick: bool) -> dict[str, Any]:
         else {"pending": 1_000_000, "a_second": 1000, "seconds": 10, "workers": 2}
     )
     with durable_server(_SETTINGS) as (url, _):
-        _say("moves")
+        say("moves")
         moves = await measure_moves(await created(url, "moves"), 4 if quick else 8)
-        _say("take-over")
+        say("take-over")
         take_over = await measure_take_over(await created(url, "take_over"), 1 if quick else 5)
-        _say("lateness of timers")
+        say("lateness of timers")
         late = await measure_lateness(await created(url, "lateness"), **timers)
         about = machine(await server_version(url))
     return {
@@ -89,10 +79,6 @@ def as_markdown(document: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['what']} | {row['moved']} | {row['minimum']} |"
     yield ""
     yield "Measured on: " + ", ".join(f"{name} {value}" for name, value in document["machine"].items()) + "."
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

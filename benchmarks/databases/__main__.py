@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -14,6 +12,7 @@ from typing import Any
 
 import asyncpg
 
+from benchmarks.command_line import options, say, show
 from benchmarks.databases.copies import measure_copies, measure_hand_out
 from benchmarks.databases.processor import Processor
 from benchmarks.databases.pytest_postgresql import PytestPostgresql
@@ -29,28 +28,20 @@ _PAUSES = (0.0, 0.03)  # seconds that a test works besides
 
 def main() -> int:
     """Parses the command line and measures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.databases", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a twentieth of the tests; the figures are rougher")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
+    parser = options("benchmarks.databases", __doc__, quick="a twentieth of the tests; the figures are rougher")
     arguments = parser.parse_args()
-    document = asyncio.run(_run(quick=arguments.quick))
-    text = json.dumps(document, indent=1)
-    if arguments.output is not None:
-        arguments.output.write_text(f"{text}\n")
-    print(text if arguments.json else as_markdown(document))
-    return 0
+    return show(asyncio.run(_run(quick=arguments.quick)), arguments, as_markdown)
 
 
 async def _run(*, quick: bool) -> dict[str, Any]:
     tests, rounds = (50, 1) if quick else (1000, 5)
     with PostgresServer.embedded() as server:
         await server.ensure_template_exists(TEMPLATE, build_template)
-        _say("copies")
+        say("copies")
         copies = await measure_copies(server, 5 if quick else 40)
-        _say("hand-out")
+        say("hand-out")
         hand_out = await measure_hand_out(server, tests // 2, _PAUSES[-1])
-        _say("session starts")
+        say("session starts")
         starts = await asyncio.to_thread(measure_session_starts, server, 1 if quick else 5)
         suites, missing = await _suites(server, tests, rounds)
         about = machine(await server_version(server.url))
@@ -78,7 +69,7 @@ async def _suites(server: PostgresServer, tests: int, rounds: int) -> tuple[dict
             for pause in _PAUSES:
                 for number in range(rounds):
                     for way in ways:
-                        _say(f"tests of {pause * 1e3:.0f} ms, round {number + 1} of {rounds}: {way.name}")
+                        say(f"tests of {pause * 1e3:.0f} ms, round {number + 1} of {rounds}: {way.name}")
                         count = max(2, round(tests * way.share / rounds))
                         start, used = time.perf_counter(), processor.seconds()
                         for _ in range(count):
@@ -119,10 +110,6 @@ def _milliseconds(seconds: list[float]) -> dict[str, float]:
         "max": round(ordered[-1], 3),
         "count": len(ordered),
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

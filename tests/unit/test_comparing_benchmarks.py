@@ -45,3 +45,26 @@ def test_what_is_new_or_gone_is_told() -> None:
 def test_nothing_changed() -> None:
     same = _document(get=[1.0] * 3)
     assert compare(same, same) == ("Nothing changed by more than the rounds scatter.", False)
+
+
+def _grown(**factors: float) -> dict[str, Any]:
+    sizes = {"1000": {"p50_ms": 1.0}, "100000": {"p50_ms": 1.0}}
+    return {"results": [], "growth": [{"name": name, "sizes": sizes, "factor": one} for name, one in factors.items()]}
+
+
+def test_what_grows_more_than_before_is_told() -> None:
+    text, slower = compare(_grown(get=1.0, put=1.0, page=2.0), _grown(get=1.5, put=1.2, page=1.0))
+    assert slower
+    assert "| growth: get | 1.00 | 1.50 | GROWS MORE by 50% |" in text
+    assert "| growth: page | 2.00 | 1.00 | grows less by 50% |" in text
+    assert "put" not in text
+
+
+def test_growth_that_is_new_gone_or_of_other_sizes_is_told_and_is_no_fault() -> None:
+    after = _grown(get=3.0, page=1.0)
+    after["growth"][0]["sizes"] = {"1000": {}, "10000000": {}}
+    text, slower = compare(_grown(get=1.0, put=1.0), after)
+    assert not slower
+    assert "| growth: get | 1,000 to 100,000 | 1,000 to 10,000,000 | other sizes, not compared |" in text
+    assert "| growth: put | – | – | gone |" in text
+    assert "| growth: page | – | – | new |" in text
