@@ -272,7 +272,9 @@ class Transaction(LockOwner, View):
         observers = [snapshot for snapshot in data.snapshots if snapshot is not self]
         for name, layer in self._layers.items():
             table = data.tables[name]
-            for key in layer.changed:
+            # Places in the feed are given out here: in the order of each flow, in whatever order they were stored.
+            changed = sorted(layer.changed) if name == "flow_events" else layer.changed
+            for key in changed:
                 row = layer.top.get(key)
                 if name == "flow_events" and row is not None:
                     row = row._replace(position=data.next_feed_position())
@@ -283,9 +285,9 @@ class Transaction(LockOwner, View):
             layers = self._layers.items()
             data.hints.tell((name, key, layer.top.get(key)) for name, layer in layers for key in layer.changed)
         if observers:
-            changed = {key for key, _ in self.taken if key[0] != ADVISORY and data.locks.held[key].exclusive is self}
+            taken = {key for key, _ in self.taken if key[0] != ADVISORY and data.locks.held[key].exclusive is self}
             for snapshot in observers:
-                snapshot.overtake(changed)
+                snapshot.overtake(taken)
 
     # Snapshots
 

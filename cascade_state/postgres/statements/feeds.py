@@ -363,9 +363,10 @@ RETRY = Statement("feeds.retry", _retry)
 
 
 def _lag() -> Select[Any]:
-    every = _behind_checkpoint().add_columns(_ONE.label("one")).order_by(None).subquery("every_event")
-    events = select(func.count().label("events")).select_from(every).lateral("counted")
-    oldest = _behind_checkpoint(_event.recorded_at).limit(_ONE).lateral("oldest")
+    is_committed = _event.recorded_xid.is_distinct_from(func.pg_current_xact_id_if_assigned())
+    every = _behind_checkpoint().add_columns(_ONE.label("one")).where(is_committed).order_by(None)
+    events = select(func.count().label("events")).select_from(every.subquery("every_event")).lateral("counted")
+    oldest = _behind_checkpoint(_event.recorded_at).where(is_committed).limit(_ONE).lateral("oldest")
     return (
         select(
             func.coalesce(cast(func.sum(events.c.events), BIGINT), _ZERO).label("events"),

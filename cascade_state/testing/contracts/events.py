@@ -82,6 +82,15 @@ class EventsContract(StoreContract):
             (flow.flow_instance_id, number) for flow, number in expected
         ]
 
+    async def test_a_flow_moved_in_the_unit_of_work_that_advanced_it_keeps_its_order(self, store: Store) -> None:
+        flow = await factories.add_flow(store)
+        async with store.begin() as uow:
+            await uow.advance(flow.complete_step("charge"))
+            document = await uow.flow_instances.export(flow.flow_instance_id)
+            await uow.flow_instances.remove(flow.flow_instance_id)
+            await uow.flow_instances.import_(document)
+        assert [event.sequence for event in await read_feed(store, 3)] == [1, 2, 3]
+
     @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
     async def test_reading_in_pieces_gives_the_same(self, store: Store, limit: int) -> None:
         for _ in range(4):

@@ -395,6 +395,7 @@ class FeedsContract(StoreContract):
         async with store.begin() as uow:
             await uow.advance(second.complete_step("charge"))
             assert (await other_store.feeds.lag("invoices")).events == 2
+            assert (await uow.feeds.lag("invoices")).events == 2  # not its own, which may still be rolled back
         assert (await other_store.feeds.lag("invoices")).events == 3
         await store.flow_instances.remove(second.flow_instance_id)
         assert await store.feeds.lag("invoices") == FeedLag(events=0, oldest_recorded_at=None)

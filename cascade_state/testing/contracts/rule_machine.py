@@ -32,7 +32,8 @@ from cascade_state.model.filters import FlowInstanceFilter
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.testing import factories
-from cascade_state.testing.contracts.side_by_side import Operation, SideBySide, Target
+from cascade_state.testing.contracts.feed_rules import FeedRules
+from cascade_state.testing.contracts.side_by_side import Operation, Target
 
 __all__ = ["SideBySideMachine"]
 
@@ -66,7 +67,7 @@ _TRANSITIONS: dict[str, Callable[[FlowInstance, Any], FlowInstance]] = {
 _STEPS_TAKEN = st.lists(st.tuples(st.sampled_from(sorted(_TRANSITIONS)), st.sampled_from([0, 1, 31])), max_size=4)
 
 
-class SideBySideMachine(SideBySide):
+class SideBySideMachine(FeedRules):
     """Drives two stores side by side under one clock."""
 
     # Time and transactions
@@ -376,7 +377,8 @@ class SideBySideMachine(SideBySide):
             looks.append(lambda on, side, flow=identity: on.flow_instances.history(flow))  # type: ignore[misc]
         if self.units is None:
             looks.append(lambda on, side: on.statistics())
-        for look in looks:
+        self.settle()
+        for look in [*looks, *self.feed_looks()]:
             self.both(look, outside=outside)
 
 
