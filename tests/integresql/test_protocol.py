@@ -333,10 +333,10 @@ def test_ten_processes_migrate_once_on_a_cold_server_and_never_on_a_warm_one(  #
 
 
 def _suite_runs(url: str, template_hash: str, process_count: int, directory: Path) -> int:
-    """Runs processes with fifteen tests each; returns how often they migrated."""
+    """Runs processes with six tests each; returns how often they migrated."""
     log = directory / "migrations"
     log.write_text("")
-    arguments = [sys.executable, str(SUITE), url, template_hash, str(process_count), "15", str(log)]
+    arguments = [sys.executable, str(SUITE), url, template_hash, str(process_count), "6", str(log)]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 0, done.stderr
     return len(log.read_text())

@@ -83,7 +83,6 @@ def test_a_template_is_made_for_each_state_of_its_files_and_found_by_later_sessi
         assert code == 0, output
 
     run()
-    run()
     assert project.migrations == 1
     assert len(project.templates(server)) == 1
     project.write("migrations/versions/0002.py", "revision = '0002'\ndown_revision = '0001'\ndef upgrade(): ...\n")
@@ -229,24 +228,23 @@ def test_what_a_killed_run_had_is_made_anew_by_the_next(server: PostgresServer, 
 
 def test_a_server_on_which_databases_were_kept_waits_for_the_next_run(project: ForeignProject) -> None:
     project.write("test_failing.py", "def test_fails(test_database):\n    assert False\n")
-    code, output = project.run()
-    assert code == 1, output
-    (url,) = re.findall(r"^    (postgresql://\S+)$", output, flags=re.MULTILINE)
-    sockets = Path(re.findall(r"host=([^&]+)", url)[0])
-    assert "and their server" in output
-    assert (sockets / ".s.PGSQL.5432").exists()
+
+    def kept_by(*options: str) -> Path:
+        code, output = project.run(*options)
+        assert code == 1, output
+        (url,) = re.findall(r"^    (postgresql://\S+)$", output, flags=re.MULTILINE)
+        assert "and their server" in output
+        sockets = Path(re.findall(r"host=([^&]+)", url)[0])
+        assert (sockets / ".s.PGSQL.5432").exists()
+        return sockets
+
+    by_one = kept_by()
+    by_workers = kept_by("-n", "2")
+    assert not by_one.exists()
     code, output = project.run("--keep-databases=none")
     assert code == 1, output
-    assert not sockets.exists()
-    code, output = project.run("-n", "2")
-    assert code == 1, output
-    (url,) = re.findall(r"^    (postgresql://\S+)$", output, flags=re.MULTILINE)
-    kept = Path(re.findall(r"host=([^&]+)", url)[0])
-    assert kept.exists()
-    project.write("test_failing.py", "def test_passes(test_database): ...\n")
-    code, output = project.run("-n", "2")
-    assert code == 0, output
-    assert not kept.exists()
+    assert "test databases kept" not in output
+    assert not by_workers.exists()
 
 
 def test_the_project_may_be_configured_in_pyproject_only(server: PostgresServer, project: ForeignProject) -> None:

@@ -134,7 +134,12 @@ class Keeper:
             self.wake()
 
     async def work_off(self) -> None:
-        """Does all open jobs and returns, or raises what goes wrong; for a pool that is paused."""
+        """Does all open jobs and returns, or raises what goes wrong; for a pool that is paused.
+
+        What a holder was making is open again once that holder is known to be gone.
+        """
+        async with self.session.worker() as connection:
+            await self._recover(connection)
         while await self._one_job():
             pass
 
