@@ -111,7 +111,8 @@ async def import_(executor: Executor, document: ExportDocument) -> FlowInstance:
         for name, rows in _part_rows(writer, document.flows).items():
             if rows:
                 types = statements.IMPORTED_PARTS[name]
-                await writer.fetch(statements.IMPORT_PARTS[name], columns("row", tuple(types), rows))
+                values = {"now": writer.now(), **columns("row", tuple(types), rows)}
+                await writer.fetch(statements.IMPORT_PARTS[name], values)
         waits = [wait.correlation_key for flow in document.flows for wait in flow.waits]
         if waits:
             await match_keys(writer, waits)  # events may have come here before the waits

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
@@ -78,6 +79,43 @@ def test_each_revision_keeps_the_data_that_is_there(empty_database_url: str) -> 
     command.upgrade(config, "head")
     assert asyncio.run(row_counts(empty_database_url, TABLES)) == expected
     assert asyncio.run(describe(empty_database_url)) == at_head
+
+
+def test_timers_that_are_dead_stay_dead_and_the_others_alive(empty_database_url: str) -> None:
+    config = alembic_config(url=empty_database_url)
+    command.upgrade(config, REVISIONS[0])
+    asyncio.run(insert_rows(empty_database_url))
+    command.upgrade(config, "cascade_state_0008")
+    asyncio.run(_execute(empty_database_url, _MORE_TIMERS))
+    for _ in range(2):
+        command.upgrade(config, "cascade_state_0009")
+        assert asyncio.run(_execute(empty_database_url, _TIMERS)) == [
+            ("claimed", "CLAIMED", False),
+            ("dead", "DEAD", True),
+            ("remind", "PENDING", False),
+        ]
+        command.downgrade(config, "cascade_state_0008")
+    assert [row[1] for row in asyncio.run(_execute(empty_database_url, _STATUSES))] == ["CLAIMED", "DEAD", "PENDING"]
+
+
+# As they were before a timer had an instant of its death.
+_MORE_TIMERS = """
+    INSERT INTO timers (partition_id, timer_id, flow_instance_id, step_id, due_at, status, lease_holder, lease_token,
+                        attempts, max_attempts, payload)
+    SELECT partition_id, gen_random_uuid(), flow_instance_id, lower(new.status), due_at, new.status, holder, 1, 1, 20,
+           payload
+    FROM timers, (VALUES ('CLAIMED', 'worker-1'), ('DEAD', NULL)) AS new (status, holder)
+"""
+_STATUSES = "SELECT step_id, status FROM timers ORDER BY step_id"
+_TIMERS = "SELECT step_id, status, died_at IS NOT NULL FROM timers ORDER BY step_id"
+
+
+async def _execute(url: str, query: str) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
 
 
 def test_a_downgrade_to_base_leaves_nothing(empty_database_url: str) -> None:

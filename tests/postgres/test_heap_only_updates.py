@@ -50,5 +50,16 @@ async def test_a_lease_writes_no_index_entry(postgres_store: Store) -> None:
         assert await updates(uow, "correlations") == (2, 2)
         timers = await uow.timers.claim_due("worker-1", limit=1, lease_duration=minute)
         await uow.timers.renew(timers, minute)
-        # A claim moves the timer from one status to another, which its indexes name; only the renewal is free.
-        assert await updates(uow, "timers") == (2, 1)
+        await uow.timers.release(timers)
+        await uow.timers.claim_due("worker-2", limit=1, lease_duration=minute)
+        assert await updates(uow, "timers") == (4, 4)
+
+
+async def test_timers_that_are_scheduled_and_due_together_are_claimed_on_their_pages(postgres_store: Store) -> None:
+    definition = await postgres_store.flow_definitions.deploy(ORDER)
+    new = (FlowInstance.create(definition).start() for _ in range(200))
+    await postgres_store.flow_instances.add_many([flow.suspend_for_timer("step-1", after=timedelta(0)) for flow in new])
+    async with postgres_store.begin() as uow:
+        claimed = await uow.timers.claim_due("worker-1", limit=200, lease_duration=timedelta(minutes=1))
+        assert len(claimed) == 200
+        assert await updates(uow, "timers") == (200, 200)

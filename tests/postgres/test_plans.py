@@ -73,7 +73,7 @@ def _calls() -> dict[str, tuple[int, Call]]:
         "advance": (60, lambda store, t: store.advance(t.flow.complete_step("s1", {"n": 1}), put_states=states)),
         "advance to the end": (90, lambda store, t: store.advance(t.flow.complete_step("s1").complete())),
         "schedule": (60, lambda store, t: store.timers.schedule(t.flow.flow_instance_id, "s0", after=_LEASE)),
-        "claim timers": (2500, lambda store, t: store.timers.claim_due("w", limit=100, lease_duration=_LEASE)),
+        "claim timers": (500, lambda store, t: store.timers.claim_due("w", limit=100, lease_duration=_LEASE)),
         "cancel a timer": (15, lambda store, t: store.timers.cancel(t.timer_ids[0])),
         "next due time": (20, lambda store, t: store.timers.next_due_at()),
         "timers of a flow": (15, lambda store, t: store.timers.list_for_instance(t.flow.flow_instance_id)),

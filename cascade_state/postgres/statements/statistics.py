@@ -15,7 +15,6 @@ __all__ = ["STATISTICS"]
 
 # Written out rather than bound: the planner must recognise the partial indexes without knowing the values.
 _PENDING = literal_column("'PENDING'", TEXT)
-_CLAIMED = literal_column("'CLAIMED'", TEXT)
 _DEAD = literal_column("'DEAD'", TEXT)
 _DELIVERED = literal_column("'DELIVERED'", TEXT)
 
@@ -28,17 +27,17 @@ def _statistics() -> Select[Any]:
         .subquery("by_status")
     )
     instances = select(func.json_object_agg(by_status.c.status, by_status.c.total)).scalar_subquery()
-    living = select(func.count()).select_from(timers).where(timers.c.status.in_((_PENDING, _CLAIMED)))
+    living = select(func.count()).select_from(timers).where(timers.c.died_at.is_(None))
     overdue = (
         select(func.count().label("total"), func.min(timers.c.due_at).label("oldest"))
         .where(
-            timers.c.status.in_((_PENDING, _CLAIMED)),
+            timers.c.died_at.is_(None),
             timers.c.due_at <= NOW,
             or_(timers.c.status == _PENDING, timers.c.lease_expires_at <= NOW),
         )
         .subquery("overdue")
     )
-    dead = select(func.count()).select_from(timers).where(timers.c.status == _DEAD)
+    dead = select(func.count()).select_from(timers).where(timers.c.died_at.is_not(None))
     delivered = select(func.count()).select_from(correlations).where(correlations.c.status == _DELIVERED)
     alive = select(func.count()).select_from(workers).where(workers.c.heartbeat_at + workers.c.stale_after > NOW)
     dead_letters = select(func.count()).select_from(early_events).where(early_events.c.status == _DEAD)

@@ -16,7 +16,7 @@ from cascade_state.postgres.statements.parameters import (
     param,
     relation,
 )
-from cascade_state.postgres.statements.timers import CLAIMED, DEAD, ONE, PENDING, timer_columns
+from cascade_state.postgres.statements.timers import CLAIMED, ONE, PENDING, timer_columns
 from cascade_state.postgres.tables import timers
 
 __all__ = [
@@ -55,7 +55,7 @@ def _next_due_at_in() -> Select[Any]:
 def _first_pending() -> Select[Any]:
     return (
         select(timers.c.due_at)
-        .where(timers.c.status == PENDING)
+        .where(timers.c.died_at.is_(None), timers.c.status == PENDING)
         .order_by(timers.c.due_at, timers.c.timer_id)
         .limit(ONE)
     )
@@ -70,7 +70,7 @@ def _front(before: Any, *conditions: ColumnElement[bool]) -> Select[Any]:
     return (
         select(timers.c.due_at, timers.c.status, timers.c.lease_expires_at)
         .where(
-            timers.c.status.in_((PENDING, CLAIMED)),
+            timers.c.died_at.is_(None),
             timers.c.due_at < func.coalesce(before, literal_column("'infinity'::timestamptz", INSTANT)),
             *conditions,
         )
@@ -104,5 +104,5 @@ def _of_instance() -> ColumnElement[bool]:
 
 LIST_FOR_INSTANCE = Statement("timers.list_for_instance", lambda: _list(_of_instance(), continued=False))
 LIST_FOR_INSTANCE_BEHIND = Statement("timers.list_for_instance.behind", lambda: _list(_of_instance(), continued=True))
-LIST_DEAD = Statement("timers.list_dead", lambda: _list(timers.c.status == DEAD, continued=False))
-LIST_DEAD_BEHIND = Statement("timers.list_dead.behind", lambda: _list(timers.c.status == DEAD, continued=True))
+LIST_DEAD = Statement("timers.list_dead", lambda: _list(timers.c.died_at.is_not(None), continued=False))
+LIST_DEAD_BEHIND = Statement("timers.list_dead.behind", lambda: _list(timers.c.died_at.is_not(None), continued=True))

@@ -76,7 +76,7 @@ __all__ = [
 
 _timer = timers.c
 
-# Written out rather than bound: the planner must recognise the partial indexes without knowing the values.
+# Written out rather than bound: the same for every call. The partial indexes go by `died_at`, which no claim changes.
 PENDING = literal_column("'PENDING'", TEXT)
 CLAIMED = literal_column("'CLAIMED'", TEXT)
 DEAD = literal_column("'DEAD'", TEXT)
@@ -123,6 +123,8 @@ def _this_timer() -> ColumnElement[bool]:
         _timer.timer_id == param("timer_id", UUID_VALUE),
     )
 
+
+_WORN_OUT = _timer.attempts >= _timer.max_attempts
 
 # Scheduling
 
@@ -210,7 +212,7 @@ def _due(*entities: Any) -> Select[Any]:
     return (
         select(*entities)
         .where(
-            _timer.status.in_((PENDING, CLAIMED)),
+            _timer.died_at.is_(None),
             _timer.due_at <= NOW,
             or_(_timer.status == PENDING, _timer.lease_expires_at <= NOW),
         )
@@ -261,17 +263,17 @@ def _claim_due_in() -> Any:
 def _claimed(locked: CTE) -> Any:
     """Claims locked timers; those without an attempt left die instead. Returns both, in no order."""
     due = looked_up(locked, _IDENTITY, "due")
-    worn_out = _timer.attempts >= _timer.max_attempts
     return (
         update(timers)
         .where(_same_timer(due))
         .values(
-            status=case((worn_out, DEAD), else_=CLAIMED),
+            status=case((_WORN_OUT, DEAD), else_=CLAIMED),
             lease_token=_timer.lease_token + ONE,
-            lease_holder=case((worn_out, null()), else_=param("holder", TEXT)),
-            lease_expires_at=case((worn_out, null()), else_=NOW + param("lease_duration", INTERVAL)),
-            attempts=case((worn_out, _timer.attempts), else_=_timer.attempts + ONE),
-            last_error=case((worn_out, param("worn_out", TEXT)), else_=_timer.last_error),
+            lease_holder=case((_WORN_OUT, null()), else_=param("holder", TEXT)),
+            lease_expires_at=case((_WORN_OUT, null()), else_=NOW + param("lease_duration", INTERVAL)),
+            attempts=case((_WORN_OUT, _timer.attempts), else_=_timer.attempts + ONE),
+            last_error=case((_WORN_OUT, param("worn_out", TEXT)), else_=_timer.last_error),
+            died_at=case((_WORN_OUT, NOW), else_=null()),
         )
         .returning(*timer_columns())
     )
@@ -379,11 +381,12 @@ def _given_back(**values: Any) -> Update:
 RETRY = Statement(
     "timers.retry",
     lambda: _given_back(
-        status=case((_timer.attempts >= _timer.max_attempts, DEAD), else_=PENDING),
+        status=case((_WORN_OUT, DEAD), else_=PENDING),
+        died_at=case((_WORN_OUT, NOW), else_=null()),
         due_at=NOW + param("after", INTERVAL),
     ),
 )
-GIVE_UP = Statement("timers.give_up", lambda: _given_back(status=DEAD))
+GIVE_UP = Statement("timers.give_up", lambda: _given_back(status=DEAD, died_at=NOW))
 
 # Without a lease
 
@@ -411,6 +414,7 @@ REVIVE = Statement(
         .where(_this_timer())
         .values(
             status=case((_timer.status == DEAD, PENDING), else_=_timer.status),
+            died_at=null(),
             attempts=case((_timer.status == DEAD, literal_column("0", INTEGER)), else_=_timer.attempts),
         )
         .returning(*timer_columns())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, Table, and_, cast, func, literal_column, select
+from sqlalchemy import Select, Table, and_, case, cast, func, literal_column, null, select
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from cascade_state.postgres.direct import Statement
@@ -22,6 +22,7 @@ from cascade_state.postgres.statements.parameters import (
     param,
     relation,
 )
+from cascade_state.postgres.statements.timers import DEAD
 from cascade_state.postgres.tables import (
     component_states,
     correlations,
@@ -292,6 +293,10 @@ def _import_part(name: str, table: Any) -> Insert:
     if name == "waits":
         available = rows.subquery("given")
         rows = select(available, available.c.delivered_at.label("available_at"))
+    if name == "timers":
+        given = rows.subquery("given")
+        died = case((given.c.status == DEAD, NOW), else_=null())
+        rows = select(given, died.label("died_at"))
     return insert(table).from_select([column.name for column in rows.selected_columns], rows)
 
 
