@@ -6,7 +6,9 @@ fixture gets stores that take their time from it.
 
 from __future__ import annotations
 
+import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,10 @@ import pytest
 
 if TYPE_CHECKING:
     from cascade_state.testing import FrozenClock, PostgresServer, TemporaryDatabase
+
+# pytest rewrites the package in each of the many processes that this suite starts, unless the first keeps the result.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session", autouse=True)

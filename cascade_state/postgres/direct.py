@@ -121,14 +121,19 @@ class CompiledStatement:
         return arguments
 
 
+# Of all stores of this process that name no schema, as most do. A statement takes milliseconds to compile; a process
+# that opens a store for each piece of work (each test, say) would spend much of its time on that.
+_without_schema: dict[Statement, CompiledStatement] = {}
+
+
 class StatementCache:
-    """The compiled statements of one store: one per statement, for its schema."""
+    """The compiled statements of a store: one per statement, for its schema."""
 
     __slots__ = ("_compiled", "schema")
 
     def __init__(self, schema: str | None) -> None:
         self.schema: str | None = schema
-        self._compiled: dict[Statement, CompiledStatement] = {}
+        self._compiled: dict[Statement, CompiledStatement] = _without_schema if schema is None else {}
 
     async def fetch(
         self, connection: DriverConnection, statement: Statement, values: Mapping[str, Any]

@@ -300,7 +300,10 @@ class TestStatements:
 
 class TestWatch:
     @pytest.mark.postgres
-    async def test_every_statement_of_a_store_is_seen(self, postgres_store: Store) -> None:
+    async def test_every_statement_of_a_store_is_seen(
+        self, postgres_store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(postgres_store._statements, "_compiled", {})  # type: ignore[attr-defined]
         with watched_statements() as seen:
             order = FlowDefinition(flow_id="o", name="O", steps=(StepDefinition(step_id="a", component_type="c"),))
             order = await postgres_store.flow_definitions.deploy(order)
