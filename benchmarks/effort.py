@@ -17,6 +17,7 @@ class Effort:
     tasks: tuple[int, ...]
     sizes: tuple[int, ...]  # numbers of flows, for the growth
     cycles: int  # timers that go through the table, for the bloat
+    warm_up_rounds: int = 1  # before those that count
 
     def lane_operations(self, tasks: int, share: float) -> int:
         """Returns how often each lane calls the operation in one round."""

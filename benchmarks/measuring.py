@@ -19,7 +19,7 @@ from tests.postgres.wire import Wire
 
 __all__ = ["Figures", "Result", "measure", "quantile"]
 
-_COUNTED = 12  # operations of a lane while round trips are counted
+_COUNTED = 12  # operations of a lane while round trips are counted; of big ones their share
 
 
 @dataclass(slots=True)
@@ -72,20 +72,20 @@ async def measure(
 ) -> list[Result]:
     """Measures every benchmark that runs with this number of tasks, and returns the results in their order.
 
-    Each round times each contender once. The first round is not counted: statements are prepared, plans made and caches
-    filled in it.
+    Each round times each contender once. The first round is not counted, unless the effort has none to warm up:
+    statements are prepared, plans made and caches filled in it.
     """
     suited = [benchmark for benchmark in chosen if tasks in benchmark.tasks]
     results = [Result(benchmark.group, benchmark.name, tasks) for benchmark in suited]
     processor_time = ProcessorTime(bench.postmaster)
-    for number in range(effort.rounds + 1):
+    for number in range(1 - effort.warm_up_rounds, effort.rounds + 1):
         for benchmark, result in zip(suited, results, strict=True):
             for name, contender in benchmark.contenders.items():
                 progress(f"{benchmark.name}, {tasks} task(s), round {number} of {effort.rounds}: {name}")
                 figures = result.figures.setdefault(name, Figures())
                 share = benchmark.share * contender.share
                 bench.operations = effort.lane_operations(tasks, share)
-                await _round(bench, contender, tasks, figures if number else Figures(), result, processor_time)
+                await _round(bench, contender, tasks, figures if number > 0 else Figures(), result, processor_time)
     await _count_round_trips(bench, suited, results, progress)
     return results
 
@@ -131,16 +131,17 @@ async def _count_round_trips(
             if not benchmark.counts_round_trips:
                 continue
             progress(f"{benchmark.name}, {result.tasks} task(s): round trips")
+            counted = max(1, round(_COUNTED * benchmark.share))
             for _ in range(2):  # the first time, statements are prepared
-                wired.operations = _COUNTED
+                wired.operations = counted
                 operation = await benchmark.contenders[OURS].prepare(wired, result.tasks)
                 before = wire.round_trips
-                await asyncio.gather(*(_lane(operation, lane) for lane in range(result.tasks)))
-                result.round_trips = (wire.round_trips - before) / (_COUNTED * result.tasks)
+                await asyncio.gather(*(_lane(operation, lane, counted) for lane in range(result.tasks)))
+                result.round_trips = (wire.round_trips - before) / (counted * result.tasks)
 
 
-async def _lane(operation: Any, lane: int) -> None:
-    for index in range(_COUNTED):
+async def _lane(operation: Any, lane: int, operations: int) -> None:
+    for index in range(operations):
         await operation(lane, index)
 
 

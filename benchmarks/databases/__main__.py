@@ -64,7 +64,7 @@ async def _suites(server: PostgresServer, tests: int, rounds: int) -> tuple[dict
     costs: dict[str, dict[str, list[float]]] = {}
     processor = Processor(await _postmaster(server))
     with tempfile.TemporaryDirectory() as directory:
-        other = PytestPostgresql(server, Path(directory))
+        other = PytestPostgresql(server.url, Path(directory))
         async with opened_ways(server) as ways:
             for pause in _PAUSES:
                 for number in range(rounds):

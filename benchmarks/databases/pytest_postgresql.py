@@ -10,12 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.databases.ways import NOTE
 from cascade_state.postgres.schema import dump_schema
-from cascade_state.testing import PostgresServer
 
 __all__ = ["PytestPostgresql"]
 
 _REQUIREMENTS = ("pytest-postgresql==10.0.0", "psycopg[binary]>=3.2", "pytest>=8.4")
-_ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venvs" / "pytest-postgresql"
+_PYTHON = Path(__file__).resolve().parents[2] / ".venvs" / "pytest-postgresql" / "bin" / "python"
 
 _CONFTEST = """
 import json, time
@@ -23,7 +22,7 @@ from pathlib import Path
 from pytest_postgresql import factories
 
 server = factories.postgresql_noproc(
-    host={host!r}, port={port}, user={user!r}, password="", dbname="bench_pp", load=[Path({schema!r})]
+    host={host!r}, port={port}, user={user!r}, password="", dbname={name!r}, load=[Path({schema!r})]
 )
 postgresql = factories.postgresql("server")
 marks = []
@@ -52,31 +51,37 @@ def test_one(postgresql, number):
 
 
 class PytestPostgresql:
-    """Runs its tests against a server that is there; `problem` tells why it cannot."""
+    """Runs its tests against a server that is there; `problem` tells why it cannot.
 
-    def __init__(self, server: PostgresServer, directory: Path) -> None:
-        self._server = server
+    `python` is that of an environment that has it; without, one is made.
+    """
+
+    def __init__(self, url: str, directory: Path, *, python: Path | None = None, name: str = "bench_pp") -> None:
+        self._url = url
         self._directory = directory
-        self.problem = self._install()
+        self._name = name
+        self._python = python or _PYTHON
+        self.problem = self._install() if python is None else None
         self._schema = directory / "schema.sql"
         self._schema.write_text(f"{dump_schema()}\n{NOTE};\n")
 
     def run(self, count: int, pause: float) -> list[float]:
         """Returns the seconds of each test with its set-up and tear-down, without the first, which makes a template."""
-        parts = urlsplit(self._server.url)
+        parts = urlsplit(self._url)
         query = parse_qs(parts.query)
         result = self._directory / "result.json"
         conftest = _CONFTEST.format(
             host=query.get("host", [parts.hostname or "localhost"])[0],
             port=query.get("port", [str(parts.port or 5432)])[0],
             user=parts.username,
+            name=self._name,
             schema=str(self._schema),
             result=str(result),
         )
         (self._directory / "conftest.py").write_text(conftest)
         (self._directory / "test_it.py").write_text(_TESTS.format(count=count + 1, pause=pause))
         done = subprocess.run(
-            [str(_ENVIRONMENT / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"],
+            [str(self._python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"],
             cwd=self._directory,
             capture_output=True,
             text=True,
@@ -88,11 +93,10 @@ class PytestPostgresql:
         return seconds[1:]
 
     def _install(self) -> str | None:
-        python = _ENVIRONMENT / "bin" / "python"
-        if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(_ENVIRONMENT)], check=True, timeout=120)
+        if not self._python.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(self._python.parents[1])], check=True, timeout=120)
         done = subprocess.run(
-            [str(python), "-m", "pip", "-qq", "--disable-pip-version-check", "install", *_REQUIREMENTS],
+            [str(self._python), "-m", "pip", "-qq", "--disable-pip-version-check", "install", *_REQUIREMENTS],
             capture_output=True,
             text=True,
             timeout=300,

@@ -14,7 +14,7 @@ import asyncpg
 from cascade_state.postgres.schema import migrate_database
 from cascade_state.testing import DatabasePool, PostgresServer
 
-__all__ = ["INITIAL_SIZE", "MAX_SIZE", "NOTE", "TEMPLATE", "Way", "build_template", "opened_ways"]
+__all__ = ["INITIAL_SIZE", "MAX_SIZE", "NOTE", "TEMPLATE", "Way", "build_template", "opened_ways", "test_once"]
 
 TEMPLATE = "bench_template"
 NOTE = "CREATE TABLE note (note_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL)"
@@ -60,23 +60,23 @@ async def opened_ways(server: PostgresServer) -> AsyncIterator[list[Way]]:
 
         async def pooled(pause: float) -> None:
             async with pool.lease() as database:
-                await _test(database.url, pause)
+                await test_once(database.url, pause)
 
         async def copied(pause: float) -> None:
             name = next(names)
             await server.create_database_from_template(name, TEMPLATE)
-            await _test(server.url_for(name), pause)
+            await test_once(server.url_for(name), pause)
             await server.drop_database(name)
 
         async def migrated(pause: float) -> None:
             name = next(names)
             await server.create_database(name)
             await build_template(server.url_for(name))
-            await _test(server.url_for(name), pause)
+            await test_once(server.url_for(name), pause)
             await server.drop_database(name)
 
         async def truncated(pause: float) -> None:
-            await _test(kept, pause)
+            await test_once(kept, pause)
             await connection.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
 
         async def rolled_back(pause: float) -> None:
@@ -86,7 +86,7 @@ async def opened_ways(server: PostgresServer) -> AsyncIterator[list[Way]]:
             await transaction.rollback()
 
         async def shared(pause: float) -> None:
-            await _test(kept, pause)
+            await test_once(kept, pause)
 
         yield [
             Way("a database from the pool", pooled),
@@ -98,7 +98,8 @@ async def opened_ways(server: PostgresServer) -> AsyncIterator[list[Way]]:
         ]
 
 
-async def _test(url: str, pause: float) -> None:
+async def test_once(url: str, pause: float) -> None:
+    """Runs the test in this database, with a connection of its own."""
     connection = await asyncpg.connect(url)
     try:
         await _work(connection, pause)

@@ -2,103 +2,100 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import subprocess
 import sys
-from pathlib import Path
+import time
+from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.empty_database import created
-from benchmarks.peers.child import NOT_INSTALLED, workloads_of
+from benchmarks.command_line import options, say, show
+from benchmarks.peers.child import workloads_of
+from benchmarks.peers.contests import CONTESTS
 from benchmarks.peers.report import Entry, as_document, as_markdown
-from benchmarks.peers.workloads import Timing
+from benchmarks.peers.running import Failure, run_once, work_of_an_item
 from benchmarks.report import machine
 from benchmarks.server import durable_server, server_version
 
 # Durable, and the same for everybody: a commit is on disk when it is answered.
 _SETTINGS = {"max_connections": "200", "shared_buffers": "1GB", "max_wal_size": "4GB"}
 
-# (workload, tasks) -> who takes part, and with how many items: about a second for each of them.
-_CONTESTS: dict[tuple[str, int], dict[str, int]] = {
-    ("step", 1): {"asyncpg": 3000, "cascade_state": 3000, "langgraph": 1500, "eventsourcing": 1000, "dbos": 300},
-    ("step", 16): {"asyncpg": 8000, "cascade_state": 8000, "langgraph": 1500, "eventsourcing": 1000, "dbos": 300},
-    ("due", 1): {
-        "asyncpg": 20000,
-        "cascade_state": 20000,
-        "cascade_state/worker": 3000,
-        "pgqueuer": 10000,
-        "procrastinate": 1000,
-        "dbos": 300,
-    },
-}
-_PATIENCE_SECONDS = 180
+_ROUNDS = 3
+_LEAST_ITEMS = 5
+# What one item takes is counted where it happens in the database of the run, and autovacuum adds nothing.
+_COUNTED = ("step", "due", "wake-up")
+_COUNTING_SETTINGS = {**_SETTINGS, "autovacuum": "off"}
 
 
 def main() -> int:
     """Parses the command line and measures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round with a tenth of the items: rough figures")
+    parser = options("benchmarks.peers", __doc__, quick="one round with a tenth of the items: rough figures")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="only contenders or workloads with this in their name"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
     arguments = parser.parse_args()
-    document = measure_peers(quick=arguments.quick, only=arguments.only)
-    text = json.dumps(document, indent=1)
-    if arguments.output is not None:
-        arguments.output.write_text(f"{text}\n")
-    print(text if arguments.json else as_markdown(document))
-    return 0
+    return show(measure_peers(quick=arguments.quick, only=arguments.only), arguments, as_markdown)
 
 
 def measure_peers(*, quick: bool, only: str) -> dict[str, Any]:
     """Returns the figures of all contenders; each round times each contender once, in a fresh process and database."""
-    entries = [
-        Entry(workload=workload, tasks=tasks, contender=contender, count=count // 10 if quick else count)
-        for (workload, tasks), contenders in _CONTESTS.items()
-        for contender, count in contenders.items()
-        if only in workload or only in contender
-    ]
-    rounds = 1 if quick else 5
+    entries = list(_entries(only, quick=quick))
+    rounds = 1 if quick else _ROUNDS
+    begun = time.monotonic()
+    total = len(entries) * (rounds + 1)
     with durable_server(_SETTINGS) as (url, _):
         for number in range(rounds):
-            for entry in entries:
-                if entry.failure is None:
-                    _say(f"round {number + 1} of {rounds}: {entry.contender}, {entry.workload}, {entry.tasks} task(s)")
-                    _time(entry, url, number)
+            for place, entry in enumerate(entries, start=number * len(entries) + 1):
+                _tell(f"round {number + 1} of {rounds}", entry, place, total, begun)
+                _time(entry, url)
         about = machine(asyncio.run(server_version(url)))
-    return as_document(entries, about)
+    with durable_server(_COUNTING_SETTINGS) as (url, _):
+        for place, entry in enumerate(entries, start=rounds * len(entries) + 1):
+            _tell("what it takes", entry, place, total, begun)
+            _count(entry, url)
+    run = {"rounds": rounds, "quick": quick, "minutes": round((time.monotonic() - begun) / 60, 1)}
+    return as_document(entries, about, run)
 
 
-def _time(entry: Entry, url: str, number: int) -> None:
-    name = f"{entry.contender}_{entry.workload}_{entry.tasks}_{number}".replace("/", "_")
-    database = asyncio.run(created(url, name))
-    words = (entry.contender, entry.workload, database, str(entry.tasks), str(entry.count))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.peers.child", *words],
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        entry.failure = f"was not done after {_PATIENCE_SECONDS} s"
+def _entries(only: str, *, quick: bool) -> Iterator[Entry]:
+    for (workload, tasks), contenders in CONTESTS.items():
+        for contender, count in contenders.items():
+            if only in workload or only in contender:
+                ways = workloads_of(contender)[workload]
+                yield Entry(
+                    workload=workload,
+                    tasks=tasks,
+                    contender=contender,
+                    count=max(_LEAST_ITEMS, count // 10) if quick else count,
+                    does=ways.does,
+                    promises=ways.promises,
+                )
+
+
+def _time(entry: Entry, url: str) -> None:
+    if entry.failure is None:
+        try:
+            timing, _ = run_once(url, entry.contender, entry.workload, entry.tasks, entry.count)
+            entry.timings.append(timing)
+        except Failure as failure:
+            entry.failure = str(failure)
+
+
+def _count(entry: Entry, url: str) -> None:
+    if entry.workload not in _COUNTED or entry.failure is not None:
         return
-    if done.returncode == NOT_INSTALLED:
-        entry.failure = f"is not installed ({done.stderr.strip().splitlines()[-1]})"
-    elif done.returncode:
-        entry.failure = (done.stderr.strip().splitlines() or ["ended without a word"])[-1]
-    else:
-        entry.timings.append(Timing(**json.loads(done.stdout.splitlines()[-1])))
-        entry.does = workloads_of(entry.contender)[entry.workload].does
+    items = CONTESTS[entry.workload, entry.tasks][entry.contender]
+    counts = (max(10 * entry.tasks, items // 20), max(30 * entry.tasks, items // 4))
+    try:
+        fewer, more = (run_once(url, entry.contender, entry.workload, entry.tasks, count) for count in counts)
+        entry.work = work_of_an_item(fewer, more)
+    except Failure as failure:
+        say(f"not counted: {failure}")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _tell(what: str, entry: Entry, place: int, total: int, begun: float) -> None:
+    tasks = f", {entry.tasks} tasks" if entry.tasks > 1 else ""
+    passed = time.monotonic() - begun
+    say(f"{place}/{total} after {passed:.0f} s, {what}: {entry.contender}, {entry.workload}{tasks}")
 
 
 if __name__ == "__main__":

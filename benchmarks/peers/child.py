@@ -10,20 +10,31 @@ import json
 import sys
 from dataclasses import asdict
 from importlib import import_module
+from types import ModuleType
 
 from benchmarks.peers.workloads import Run, Timing, Workload
 
-__all__ = ["NOT_INSTALLED", "workloads_of"]
+__all__ = ["NOT_INSTALLED", "python_needed", "workloads_of"]
 
 NOT_INSTALLED = 3
 
 
 def workloads_of(contender: str) -> dict[str, Workload]:
     """Returns what a contender takes part in; `name/variant` is another way to use the same library."""
-    name, _, variant = contender.partition("/")
-    module = import_module(f"benchmarks.peers.contenders.{name}")
+    module, variant = _module(contender), contender.partition("/")[2]
     found: dict[str, Workload] = module.VARIANTS[variant] if variant else module.WORKLOADS
     return found
+
+
+def python_needed(contender: str) -> tuple[int, int]:
+    """Returns the oldest Python that its library runs on."""
+    needed: tuple[int, int] = getattr(_module(contender), "NEEDS_PYTHON", (3, 11))
+    return needed
+
+
+def _module(contender: str) -> ModuleType:
+    name = contender.partition("/")[0].replace("-", "_")
+    return import_module(f"benchmarks.peers.contenders.{name}")
 
 
 def main(contender: str, workload: str, url: str, tasks: str, count: str) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.databases.report import copies_table, hand_out_table, machine_line, starts_table, suites_table
-from scripts.drawing import ACCENT, FAINT, LINE, Drawing
+from scripts.bars import ROW, draw_bars
+from scripts.drawing import Drawing
 
 _FIGURES = Path(__file__).resolve().parents[2] / "benchmarks" / "databases" / "figures.json"
 _OURS = "a database from the pool"
@@ -76,13 +77,8 @@ def generate() -> dict[str, str]:
 
 def _plot(document: Mapping[str, Any]) -> str:
     costs = {name: by_pause["30"] for name, by_pause in document["suites"].items()}
-    left, row, width = 300, 30, 360
-    drawing = Drawing(left + width + 90, 60 + row * len(costs), "What isolation costs a test")
+    left, width = 300, 360
+    drawing = Drawing(left + width + 90, 60 + ROW * len(costs), "What isolation costs a test")
     drawing.text(16, 28, "Milliseconds a test that works for 30 ms besides", weight="bold")
-    most = max(costs.values())
-    for number, (name, cost) in enumerate(costs.items()):
-        y = 48 + number * row
-        drawing.text(left - 12, y + 15, name, anchor="end")
-        drawing.box(left, y, max(2.0, cost / most * width), 20, fill=ACCENT if name == _OURS else LINE, radius=2)
-        drawing.text(left + max(2.0, cost / most * width) + 8, y + 15, f"{cost:.1f}", colour=FAINT)
+    draw_bars(drawing, costs, top=48, left=left, width=width, highlighted=_OURS)
     return drawing.svg()

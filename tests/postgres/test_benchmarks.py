@@ -18,7 +18,7 @@ from benchmarks.report import as_document, as_markdown
 
 pytestmark = pytest.mark.postgres
 
-_EFFORT = Effort(operations=3, rounds=1, tasks=(2,), sizes=(1000,), cycles=300)
+_EFFORT = Effort(operations=3, rounds=1, tasks=(2,), sizes=(1000,), cycles=300, warm_up_rounds=0)
 
 
 async def test_every_benchmark_and_its_contenders_run(database_url: str) -> None:

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.coordination.__main__ import as_markdown
+from benchmarks.contenders import ORM
+from benchmarks.coordination.hand_overs import hand_overs
 from benchmarks.coordination.lateness import measure_lateness
+from benchmarks.coordination.report import as_markdown
 from benchmarks.coordination.sets import measure_moves
 
 pytestmark = pytest.mark.postgres
+
+_HAND_OVERS = [
+    {
+        "name": "claim and complete (100)",
+        "ratios": {"bare asyncpg": 0.75},
+        "contenders": {"store": {"per_second": 4000.0, "client_us": 30.0, "server_us": 22.0}},
+    },
+    {
+        "name": "commit to handler",
+        "contenders": {"store": {"p50_ms": 1.5, "p99_ms": 3.0}, "polling": {"p50_ms": 50.0, "p99_ms": 99.0}},
+    },
+]
+
+
+def test_claims_of_every_batch_and_the_ways_to_a_handler_are_measured_without_the_orm() -> None:
+    chosen = hand_overs()
+    assert sorted(one.name for one in chosen) == [
+        "claim and complete (1)",
+        "claim and complete (10)",
+        "claim and complete (100)",
+        "claim and complete (500)",
+        "commit to handler",
+    ]
+    assert all(ORM not in one.contenders and len(one.contenders) > 1 for one in chosen)
 
 
 async def test_no_partition_moves_without_need(database_url: str) -> None:
@@ -30,7 +56,11 @@ async def test_lateness_is_measured_and_told(database_url: str) -> None:
     figures = {"a_second": 50, "seconds": 1, "pending": 400, "workers": 1, "p50_ms": 1.0, "p99_ms": 2.0}
     take_over = {"heartbeat_interval": 0.5, "stale_after": 2.0, "seconds": [2.25]}
     moves = [{"what": "1 join", "moved": 256, "minimum": 256}]
-    table = list(as_markdown({"lateness": figures, "take_over": take_over, "moves": moves, "machine": {"cores": 2}}))
+    document = {"lateness": figures, "take_over": take_over, "moves": moves, "hand_overs": _HAND_OVERS}
+    table = as_markdown({**document, "machine": {"cores": 2}})
     assert "| 50 for 1 s | 400 | 1 | 1.0 | 2.0 |" in table
     assert "| take-over after kill -9 of one of three (at most 2.5 s) | s |" in table
     assert "| 1 join | 256 | 256 |" in table
+    assert "| 100 | 4,000 | 0.75 | 30 | 22 |" in table
+    assert "| hints | 1.50 | 3.00 |" in table
+    assert "| polling | 50.00 | 99.00 |" in table

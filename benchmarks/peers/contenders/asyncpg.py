@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-from benchmarks.peers.workloads import PAYLOAD, Run, Timing, Workload, lanes, seconds_of
+from benchmarks.databases.ways import build_template, test_once
+from benchmarks.peers.workloads import PAYLOAD, Run, Timing, WakeUps, Workload, lanes, seconds_of
 
 _BATCH = 100
+_WARM_UP_TESTS = 2
 _TABLES = """
     CREATE TABLE flows (flow_id uuid PRIMARY KEY, version bigint NOT NULL);
     CREATE TABLE results (flow_id uuid, step_id text, outputs json, PRIMARY KEY (flow_id, step_id));
@@ -27,6 +32,10 @@ _CLAIM = """
         SELECT job_id FROM jobs WHERE holder IS NULL AND due_at <= statement_timestamp()
         ORDER BY due_at, job_id LIMIT $1 FOR UPDATE SKIP LOCKED
     ) AS due WHERE jobs.job_id = due.job_id RETURNING jobs.job_id, jobs.token, jobs.payload
+"""
+_PUBLISH = """
+    WITH published AS (INSERT INTO jobs (job_id, due_at, payload) VALUES ($1, statement_timestamp(), $2))
+    SELECT pg_notify('jobs', '')
 """
 _FINISH = """
     DELETE FROM jobs USING unnest($1::uuid[], $2::bigint[]) AS done (job_id, token)
@@ -65,7 +74,64 @@ async def _due(run: Run) -> Timing:
     return Timing(items=run.count, insert_seconds=inserted, seconds=await seconds_of(drain()))
 
 
+async def _wake_up(run: Run) -> Timing:
+    publishing, listening, working = await _connections(run, 3)
+    wake_ups, heard = WakeUps(), asyncio.Event()
+    await listening.add_listener("jobs", lambda *_: heard.set())
+
+    async def work() -> None:
+        while await heard.wait():
+            heard.clear()
+            jobs = await working.fetch(_CLAIM, _BATCH)
+            wake_ups.begin()
+            await working.execute(_FINISH, [job["job_id"] for job in jobs], [job["token"] for job in jobs])
+
+    worker = asyncio.create_task(work())
+    payload = json.dumps(PAYLOAD)
+    timing = await wake_ups.measure(run.count, lambda number: publishing.execute(_PUBLISH, uuid4(), payload))
+    worker.cancel()
+    return timing
+
+
+def _tests(pause: float) -> Workload:
+    async def run_tests(run: Run) -> Timing:
+        asyncpg: Any = import_module("asyncpg")
+        name = urlsplit(run.url).path.removeprefix("/")
+        await build_template(run.url)
+        connection = await asyncpg.connect(run.url.replace(f"/{name}?", "/postgres?", 1))
+        latencies = []
+        for _ in range(_WARM_UP_TESTS + run.count):
+            start = time.perf_counter()
+            await connection.execute(f"CREATE DATABASE {name}_copy TEMPLATE {name}")
+            await test_once(run.url.replace(f"/{name}?", f"/{name}_copy?", 1), pause)
+            await connection.execute(f"DROP DATABASE {name}_copy")
+            latencies.append(time.perf_counter() - start - pause)
+        timed = latencies[_WARM_UP_TESTS:]
+        return Timing(items=len(timed), seconds=sum(timed), latencies=timed)
+
+    return Workload(
+        run=run_tests,
+        does="CREATE DATABASE from a template, DROP DATABASE, on a connection that is kept",
+        promises="a database that nobody had before",
+    )
+
+
 WORKLOADS = {
-    "step": Workload(run=_step, does="one statement: version checked, one row of the step's result"),
-    "due": Workload(run=_due, does="one statement claims 100, one that checks their tokens deletes them"),
+    "step": Workload(
+        run=_step,
+        does="one statement: version checked, one row of the step's result",
+        promises="refused when the version has moved on",
+    ),
+    "due": Workload(
+        run=_due,
+        does="one statement claims 100, one that checks their tokens deletes them",
+        promises="refused when another claim came between; no lease, so nobody takes over",
+    ),
+    "wake-up": Workload(
+        run=_wake_up,
+        does="a row and pg_notify in one statement; who hears it claims by one statement, then handles",
+        promises="who was not listening finds it when it claims again",
+    ),
+    "database": _tests(0.0),
+    "busy database": _tests(0.03),
 }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
-from benchmarks.peers.workloads import PAYLOAD, Run, Timing, Workload, lanes, seconds_of
+from benchmarks.databases.ways import INITIAL_SIZE, MAX_SIZE, build_template, test_once
+from benchmarks.peers.workloads import PAYLOAD, Run, Timing, WakeUps, Workload, lanes, seconds_of
 from cascade_state import FlowDefinition, FlowInstance, ScheduleTimer, StepDefinition, Store, open_store
 from cascade_state.coordination import Worker
+from cascade_state.testing import DatabasePool, PostgresServer
 
 _BATCH = 100
+_WARM_UP_TESTS = 2
 _LEASE = timedelta(minutes=5)
 _STEPS = ("s0", "s1", "s2")
 
@@ -74,13 +79,71 @@ async def _work(store: Store, count: int) -> None:
     await running
 
 
+async def _wake_up(run: Run) -> Timing:
+    wake_ups = WakeUps()
+
+    async def on_delivery(delivery: Any, uow: Any) -> None:
+        wake_ups.begin()
+
+    async with open_store(run.url) as publisher, open_store(run.url) as store:
+        definition = await _opened(publisher)
+        worker = Worker(store, on_delivery=on_delivery, handle_signals=False)
+        running = asyncio.create_task(worker.run())
+        timing = await wake_ups.measure(
+            run.count,
+            lambda number: publisher.correlations.publish(f"event {number}", PAYLOAD),
+            prepare=lambda number: publisher.advance(
+                FlowInstance.create(definition).start().suspend_for_event("s0", f"event {number}")
+            ),
+        )
+        await worker.stop()
+        await running
+    return timing
+
+
+def _tests(pause: float) -> Workload:
+    async def run_tests(run: Run) -> Timing:
+        name = urlsplit(run.url).path.removeprefix("/")
+        latencies = []
+        with PostgresServer.from_url(run.url.replace(f"/{name}?", "/postgres?", 1)) as server:
+            await server.ensure_template_exists(f"{name}_template", build_template)
+            async with DatabasePool(server, f"{name}_template", initial_size=INITIAL_SIZE, max_size=MAX_SIZE) as pool:
+                for _ in range(_WARM_UP_TESTS + run.count):
+                    start = time.perf_counter()
+                    async with pool.lease() as database:
+                        await test_once(database.url, pause)
+                    latencies.append(time.perf_counter() - start - pause)
+                await pool.discard()
+        timed = latencies[_WARM_UP_TESTS:]
+        return Timing(items=len(timed), seconds=sum(timed), latencies=timed)
+
+    return Workload(
+        run=run_tests,
+        does="DatabasePool.lease: one statement hands a database over; copies are made and dropped meanwhile",
+        promises="a database that nobody had before; processes share the pool; what a killed one held returns",
+    )
+
+
 WORKLOADS = {
     "step": Workload(
-        run=_step, does="advance: the version checked, the flow, the step's result and history in one commit"
+        run=_step,
+        does="advance, one statement: the version checked, the flow, the step's result and history in one commit; "
+        "tasks share statements",
+        promises="refused when the version has moved on; all of it or nothing",
     ),
     "due": Workload(
-        run=lambda run: _due(run, _claim_and_complete), does="timers.claim_due and timers.complete, 100 at a time"
+        run=lambda run: _due(run, _claim_and_complete),
+        does="timers.claim_due and timers.complete, one statement each for 100",
+        promises="at least once, under a lease; refused when another claim came between",
     ),
+    "wake-up": Workload(
+        run=_wake_up,
+        does="correlations.publish matches the flow that waits; a hint after the commit; the worker claims, then "
+        "handles in the transaction that acknowledges",
+        promises="an event before the wait is kept; handled once in effect; a lost hint costs a poll",
+    ),
+    "database": _tests(0.0),
+    "busy database": _tests(0.03),
 }
 
 # As "cascade_state/worker" in the tables: it does more for an item than the peers do, and takes its time for it.
@@ -89,6 +152,7 @@ VARIANTS = {
         "due": Workload(
             run=lambda run: _due(run, _work),
             does="Worker(concurrency=32): a unit of work for each timer, acknowledged in the commit of its effect",
+            promises="handled once in effect: the handler's rows and the end of the timer are one commit",
         )
     }
 }

@@ -6,7 +6,9 @@ import asyncio
 from importlib import import_module
 from typing import Any
 
-from benchmarks.peers.workloads import PAYLOAD, STEPS_A_FLOW, Run, Timing, Workload, seconds_of
+from benchmarks.peers.workloads import PAYLOAD, STEPS_A_FLOW, Run, Timing, WakeUps, Workload, seconds_of
+
+_PATIENCE_SECONDS = 60
 
 
 def _launched(run: Run) -> Any:
@@ -70,7 +72,41 @@ async def _due(run: Run) -> Timing:
     return Timing(items=run.count, seconds=seconds)
 
 
+async def _wake_up(run: Run) -> Timing:
+    module = _launched(run)
+    wake_ups = WakeUps()
+
+    @module.DBOS.workflow()  # type: ignore[untyped-decorator]
+    async def wait() -> None:
+        while await module.DBOS.recv_async("event", timeout_seconds=_PATIENCE_SECONDS) is not None:
+            wake_ups.begin()
+
+    module.DBOS.launch()
+    handle = await module.DBOS.start_workflow_async(wait)
+    timing = await wake_ups.measure(
+        run.count, lambda number: module.DBOS.send_async(handle.workflow_id, PAYLOAD, "event")
+    )
+    await module.DBOS.send_async(handle.workflow_id, None, "event")
+    await handle.get_result()
+    module.DBOS.destroy()
+    return timing
+
+
 WORKLOADS = {
-    "step": Workload(run=_step, does="a step of a workflow of ten; starting and ending the workflow is part of it"),
-    "due": Workload(run=_due, does="a queued workflow without steps; queueing it goes on at the same time"),
+    "step": Workload(
+        run=_step,
+        does="a step of a workflow of ten: asked whether it ran, then its result kept; starting and ending the "
+        "workflow is part of it",
+        promises="a step whose result is kept is not run again; two that run the same workflow are found out at a step",
+    ),
+    "due": Workload(
+        run=_due,
+        does="a queued workflow without steps; queueing it goes on at the same time",
+        promises="at least once; what a dead process had is recovered when it starts again",
+    ),
+    "wake-up": Workload(
+        run=_wake_up,
+        does="send: a row, and NOTIFY by a trigger; recv in a workflow that waits takes it as a step",
+        promises="a message before the wait is kept; taken once",
+    ),
 }

@@ -47,4 +47,10 @@ async def _step(run: Run) -> Timing:
     return timing
 
 
-WORKLOADS = {"step": Workload(run=_step, does="an event of an aggregate, saved; under a lock of the table")}
+WORKLOADS = {
+    "step": Workload(
+        run=_step,
+        does="an event of an aggregate, saved in a transaction of its own, under a lock of the table; in threads",
+        promises="refused when another event has the version; events are read without gaps",
+    )
+}

@@ -29,5 +29,10 @@ async def _step(run: Run) -> Timing:
 
 
 WORKLOADS = {
-    "step": Workload(run=_step, does="aput: a checkpoint and its changed channel, without the writes of its tasks")
+    "step": Workload(
+        run=_step,
+        does="aput: a checkpoint and its changed channel, two upserts in a pipeline, without the writes of its tasks; "
+        "one at a time, for a saver has one lock",
+        promises="the last one wins: nobody asks who may write",
+    )
 }
