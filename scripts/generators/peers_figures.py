@@ -16,7 +16,7 @@ from scripts.drawing import FAINT, Drawing
 
 _FIGURES = Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "figures.json"
 _HEAD = 34
-_ROUGH = "A quick run, of one round with a tenth of the items: rough figures."
+_ROUGH = "A quick run, one round with a tenth of the items, on a machine that had other work: rough figures."
 
 _PAGE = """\
 # Figures of other libraries
