@@ -42,7 +42,13 @@ _SETTINGS = {
     "max_connections": "200",
 }
 # A power cut may destroy what is thrown away; nothing else may have these.
-_THROW_AWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_THROW_AWAY_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    # In the directory, not beside it: removing the directory removes all, also of a server that was killed.
+    "dynamic_shared_memory_type": "mmap",
+}
 
 
 class PostgresServer(DatabaseCommands):

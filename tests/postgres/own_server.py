@@ -23,6 +23,7 @@ _SETTINGS = {
     # more now. `synchronous_commit` stays on: an acknowledged commit must survive every stop in these tests.
     "fsync": "off",
     "max_connections": "60",
+    "dynamic_shared_memory_type": "mmap",  # in the directory: it goes with it, also after a crash
 }
 
 
@@ -55,7 +56,7 @@ class OwnServer:
 def own_server() -> Iterator[OwnServer]:
     """Starts a server in a directory of its own, which goes with it."""
     parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
-    directory = parent / f"cascade_state-own-{secrets.token_hex(6)}"
+    directory = parent / f"cascade_state-test-{secrets.token_hex(6)}"  # swept, should this process be killed
     server = SharedServer(directory, remove_when_last=True, settings=_SETTINGS, initdb_options=("--no-sync",))
     try:
         server.start()

@@ -99,12 +99,20 @@ def test_it_does_not_wait_for_disks_but_keeps_autovacuum() -> None:
     with PostgresServer.embedded() as server:
         settings = {
             name: fetch(server.url, f"SHOW {name}")
-            for name in ("fsync", "full_page_writes", "synchronous_commit", "autovacuum", "max_connections")
+            for name in (
+                "fsync",
+                "full_page_writes",
+                "synchronous_commit",
+                "autovacuum",
+                "max_connections",
+                "dynamic_shared_memory_type",
+            )
         }
     assert settings == {
         "fsync": "off",
         "full_page_writes": "off",
         "synchronous_commit": "off",
+        "dynamic_shared_memory_type": "mmap",
         "autovacuum": "on",
         "max_connections": "200",
     }
