@@ -8,7 +8,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -29,7 +29,7 @@ from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.timers import Timers
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.errors import StoreNotOpen, StoreUnavailable, TransactionAborted, UsageError
-from cascade_state.model.arguments import check_count
+from cascade_state.model.arguments import check_count, check_duration
 from cascade_state.model.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -103,7 +103,13 @@ class Store(Advancing, ABC):
     def capabilities(self) -> Capabilities:
         """What this back end declares of itself."""
 
-    def begin(self, *, isolation: Isolation | None = None, read_only: bool = False) -> UnitOfWork:
+    def begin(
+        self,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool = False,
+        idle_limit: timedelta | None = None,
+    ) -> UnitOfWork:
         """Returns a unit of work, to be entered once with `async with`: it commits on a clean exit, else rolls back.
 
         Args:
@@ -111,11 +117,16 @@ class Store(Advancing, ABC):
                 it, an event that is published or a wait that is stored may be matched a second after the commit instead
                 of in it: an old snapshot does not show what others left under the key.
             read_only: Refuses every write with `UsageError` (C-06).
+            idle_limit: As `uow.limit_idle` from the beginning, without a round trip of its own; the transaction itself
+                begins with the first call then. What waits for others before it reads or writes so holds up nobody.
         """
         self._guard.call(writes=False)
         if isolation not in (None, "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
             raise UsageError(f"unknown isolation {isolation!r}")
-        return self._unit_of_work(isolation, read_only)
+        uow = self._unit_of_work(isolation, read_only)
+        if idle_limit is not None:
+            uow._idle_limit = check_duration(idle_limit, "idle_limit")
+        return uow
 
     def enlist(self, session_or_connection: AsyncSession | AsyncConnection) -> AbstractAsyncContextManager[UnitOfWork]:
         """Returns a unit of work inside the caller's own transaction: `async with store.enlist(session) as uow:`.

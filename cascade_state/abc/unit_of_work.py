@@ -60,6 +60,7 @@ class UnitOfWork(Advancing, ABC):
         self._guard = UnitOfWorkGuard(read_only=read_only)
         self._lock_names: list[LockName] = []
         self._settled: set[UUID | HeldTimer | HeldDelivery] = set()
+        self._idle_limit: timedelta | None = None
 
     if not TYPE_CHECKING:
 
@@ -76,7 +77,10 @@ class UnitOfWork(Advancing, ABC):
             raise UsageError("this unit of work was entered already; begin one for each task")
         self._guard.stage = Stage.OPEN
         try:
-            await self._begin()
+            if self._idle_limit is None:
+                await self._begin()
+            else:
+                await self._begin_limited(self._idle_limit)
         except BaseException:
             self._guard.stage = Stage.FINISHED
             raise
@@ -123,6 +127,12 @@ class UnitOfWork(Advancing, ABC):
         check_duration(duration, "duration")
         with self._guard.call(writes=False):
             await self._limit_idle(duration)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was read or written in it: it can end as if it had never been. False where nobody knows."""
+        self._require_open()
+        return self._is_untouched()
 
     def has_settled(self, item: Timer | Delivery | FlowInstance) -> bool:
         """Tells whether `advance` acknowledged a claimed item in this unit of work, or ended its flow."""
@@ -219,6 +229,18 @@ class UnitOfWork(Advancing, ABC):
 
     @abstractmethod
     async def _begin(self) -> None: ...
+
+    async def _begin_limited(self, idle_limit: timedelta) -> None:
+        """Begins with a limit on idleness; a back end may put off what that costs until something is sent."""
+        await self._begin()
+        try:
+            await self._limit_idle(idle_limit)
+        except BaseException:
+            await run_to_completion(self._rollback())
+            raise
+
+    def _is_untouched(self) -> bool:
+        return False
 
     @abstractmethod
     async def _commit(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
+from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.store import Store
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.coordination.kinds import Item, Kind
@@ -169,10 +170,14 @@ class Desk:
         return "done"
 
     async def _attempt(self, work: Work, handler: Handler, member: Member | None) -> None:
-        """Runs the handler in its unit of work, which commits with the acknowledgement."""
+        """Runs the handler in its unit of work, which commits with the acknowledgement.
+
+        Where the handler has neither read nor written, there is nothing to commit with: the acknowledgement goes by
+        itself, and together with those of other handlers.
+        """
+        idle_limit = timedelta(seconds=max(0.001, work.lease_until - time.monotonic()))
         with _share(work, member) as generation:
-            async with self._store.begin() as uow:
-                await uow.limit_idle(timedelta(seconds=max(0.001, work.lease_until - time.monotonic())))
+            async with self._store.begin(idle_limit=idle_limit) as uow:
                 await handler(work.item, uow)
                 if work.is_abandoned:
                     raise _NotOurs
@@ -183,7 +188,11 @@ class Desk:
                         await uow.fence(work.partition_id, generation, member.replica_set)
                     except LeaseLost:
                         raise _NotOurs from None
-                await self._acknowledge(uow, work)
+                goes_alone = generation is None and uow.is_untouched
+                if not goes_alone:
+                    await self._acknowledge(uow, work)
+            if goes_alone:
+                await run_to_completion(work.kind.complete(self._store, work.item))
 
     async def _acknowledge(self, uow: UnitOfWork, work: Work) -> None:
         """Acknowledges the item, unless the handler has settled it itself.

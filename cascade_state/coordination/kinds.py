@@ -20,6 +20,7 @@ from cascade_state.model.timers import Timer
 __all__ = ["Deliveries", "Item", "Kind", "Orphans", "Timers"]
 
 Item: TypeAlias = Any  # a claimed Timer, Delivery or FlowInstance
+Where: TypeAlias = UnitOfWork | Store  # both have the repositories
 
 _ORPHANS = FlowInstanceFilter(statuses=(FlowStatus.RUNNING,))
 
@@ -55,8 +56,8 @@ class Kind(ABC):
         """Gives items back."""
 
     @abstractmethod
-    async def complete(self, uow: UnitOfWork, item: Item) -> None:
-        """Acknowledges an item in its handler's unit of work."""
+    async def complete(self, where: Where, item: Item) -> None:
+        """Acknowledges an item: in its handler's unit of work, or by itself."""
 
     @abstractmethod
     async def retry(self, item: Item, after: timedelta, error: str) -> None:
@@ -106,8 +107,8 @@ class Timers(Kind):
     async def release(self, items: Sequence[Item]) -> None:
         await self._store.timers.release(items)
 
-    async def complete(self, uow: UnitOfWork, item: Item) -> None:
-        await uow.timers.complete([item])
+    async def complete(self, where: Where, item: Item) -> None:
+        await where.timers.complete([item])
 
     async def retry(self, item: Item, after: timedelta, error: str) -> None:
         await self._store.timers.retry(item, after=after, error=error)
@@ -146,8 +147,8 @@ class Deliveries(Kind):
     async def release(self, items: Sequence[Item]) -> None:
         await self._store.correlations.release(items)
 
-    async def complete(self, uow: UnitOfWork, item: Item) -> None:
-        await uow.correlations.complete([item])
+    async def complete(self, where: Where, item: Item) -> None:
+        await where.correlations.complete([item])
 
     async def retry(self, item: Item, after: timedelta, error: str) -> None:
         await self._store.correlations.retry(item, after=after, error=error)
@@ -197,8 +198,8 @@ class Orphans(Kind):
         # Under a lease that ends at once they stay orphans, for whoever looks next.
         await self._store.flow_instances.renew(items, timedelta(microseconds=1))
 
-    async def complete(self, uow: UnitOfWork, item: Item) -> None:
-        await uow.flow_instances.release([item])
+    async def complete(self, where: Where, item: Item) -> None:
+        await where.flow_instances.release([item])
 
     async def retry(self, item: Item, after: timedelta, error: str) -> None:
         if not await self._store.flow_instances.renew([item], max(after, timedelta(microseconds=1))):

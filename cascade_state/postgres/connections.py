@@ -12,11 +12,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransactio
 
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.errors import StoreNotOpen, TransactionAborted
-from cascade_state.postgres.direct import DriverConnection, was_rolled_back_instead
+from cascade_state.postgres.direct import DriverConnection, expect_begin, was_rolled_back_instead
 from cascade_state.postgres.engine import opened_meanwhile
 from cascade_state.postgres.error_translation import translated
 
-__all__ = ["KEPT_LOCK_TIMEOUT", "KeptConnections", "OwnTransaction", "driver_of", "has_autocommit", "start_on_wire"]
+__all__ = [
+    "KEPT_LOCK_TIMEOUT",
+    "KeptConnections",
+    "OwnTransaction",
+    "driver_of",
+    "has_autocommit",
+    "start_on_wire",
+    "start_or_discard",
+]
 
 # A kept connection serves many callers, so it must not wait long for a row that one of them contends for; see
 # StoreExecutor.
@@ -33,7 +41,7 @@ Kept: TypeAlias = tuple[AsyncConnection, DriverConnection]
 
 async def driver_of(connection: AsyncConnection) -> DriverConnection:
     """Returns the asyncpg connection beneath a SQLAlchemy connection."""
-    raw = await connection.get_raw_connection()
+    raw = await AsyncConnection.get_raw_connection(connection)
     driver: DriverConnection = raw.driver_connection
     return driver
 
@@ -50,7 +58,7 @@ async def start_on_wire(connection: AsyncConnection) -> DriverConnection:
     SQLAlchemy's asyncpg adapter sends BEGIN with its own first statement. A statement sent to the driver
     before that would commit by itself, outside the transaction that the caller believes in.
     """
-    raw = await connection.get_raw_connection()
+    raw = await AsyncConnection.get_raw_connection(connection)
     driver: DriverConnection = raw.driver_connection
     if not driver.is_in_transaction():
         adapter: Any = raw.dbapi_connection
@@ -62,25 +70,55 @@ async def start_on_wire(connection: AsyncConnection) -> DriverConnection:
     return driver
 
 
-class OwnTransaction:
-    """A pooled connection with a transaction on it: begin once, then commit or roll back once."""
+class _OwnConnection(AsyncConnection):
+    """A SQLAlchemy connection whose driver connection is inside the transaction as soon as somebody gets hold of it."""
 
-    def __init__(self, engine: AsyncEngine, execution_options: dict[str, Any]) -> None:
+    __slots__ = ()
+
+    async def get_raw_connection(self) -> Any:
+        if self.in_transaction():
+            await start_or_discard(self)
+        return await super().get_raw_connection()
+
+
+async def start_or_discard(connection: AsyncConnection) -> None:
+    """Sends BEGIN unless it was sent; a connection on which that fails is not used again."""
+    try:
+        await start_on_wire(connection)
+    except BaseException:
+        # Cancelled within BEGIN, the server may be in a transaction that SQLAlchemy knows nothing of and would not roll
+        # back.
+        await run_to_completion(_invalidated(connection))
+        raise
+
+
+class OwnTransaction:
+    """A pooled connection with a transaction on it: begin once, then commit or roll back once.
+
+    Args:
+        settings: Statements without results to be sent with the BEGIN, which then goes with the first statement: a
+            transaction that nobody uses costs no round trip. None: BEGIN is sent when it begins.
+    """
+
+    def __init__(self, engine: AsyncEngine, execution_options: dict[str, Any], *, settings: str | None = None) -> None:
         self._engine = engine
         self._execution_options = execution_options
+        self._settings = settings
         self.connection: AsyncConnection
         self.driver: DriverConnection
         self._transaction: AsyncTransaction
 
     async def begin(self) -> None:
-        """Takes a connection and sends BEGIN: one round trip."""
+        """Takes a connection and sends BEGIN: one round trip, or none when that is put off."""
         with translated():
             self.connection = await self._checked_out()
             try:
+                expect_begin(self.driver, self._settings or "")
                 if self._execution_options:
                     await self.connection.execution_options(**self._execution_options)
                 self._transaction = await self.connection.begin()
-                self.driver = await start_on_wire(self.connection)
+                if self._settings is None:
+                    await start_on_wire(self.connection)
             except BaseException:
                 # Cancelled within BEGIN, the server may be in a transaction that SQLAlchemy knows nothing of and would
                 # not roll back: this connection must not be used again.
@@ -90,7 +128,7 @@ class OwnTransaction:
     async def _checked_out(self) -> AsyncConnection:
         """Takes a connection from the pool, passing over those that the server closed meanwhile."""
         while True:
-            connection = await _connected(self._engine)
+            connection = await _connected(self._engine, _OwnConnection)
             try:
                 driver = await driver_of(connection)
                 if not driver.is_closed():
@@ -129,7 +167,7 @@ class OwnTransaction:
             await _discard(connection)
 
 
-async def _connected(engine: AsyncEngine) -> AsyncConnection:
+async def _connected(engine: AsyncEngine, kind: type[AsyncConnection] = AsyncConnection) -> AsyncConnection:
     """Takes a connection from an engine. Whoever is cancelled meanwhile gets none, and none is left open.
 
     Older releases of SQLAlchemy forget a connection whose first statements are cancelled. And they wait for a free one
@@ -138,7 +176,7 @@ async def _connected(engine: AsyncEngine) -> AsyncConnection:
     cancellations = _cancellations()
     with opened_meanwhile() as opened:
         try:
-            connection = await engine.connect()
+            connection = await kind(engine)
         except BaseException:
             for driver in opened:
                 await run_to_completion(_close_driver(driver))
@@ -157,6 +195,11 @@ def _cancellations() -> int:
 async def _close_driver(driver: DriverConnection) -> None:
     with suppress(Exception):  # it ends itself then
         await driver.close(timeout=_CLOSING_SECONDS)
+
+
+async def _invalidated(connection: AsyncConnection) -> None:
+    with suppress(Exception):  # it is being thrown away
+        await connection.invalidate()
 
 
 async def _discard(connection: AsyncConnection) -> None:

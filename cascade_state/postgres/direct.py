@@ -27,6 +27,8 @@ __all__ = [
     "Record",
     "Statement",
     "StatementCache",
+    "expect_begin",
+    "has_begun",
     "on_statement",
     "was_rolled_back_instead",
 ]
@@ -35,18 +37,26 @@ DriverConnection: TypeAlias = "asyncpg.Connection[Record]"
 Record: TypeAlias = asyncpg.Record
 
 
-class _CommitWatch(asyncpg.Connection):  # type: ignore[misc]
-    """A driver connection that remembers how the server answered the last COMMIT.
+class _OwnDriverConnection(asyncpg.Connection):  # type: ignore[misc]
+    """A driver connection that remembers how the server answered the last COMMIT, and can send more with a BEGIN.
 
     A COMMIT of a transaction in which a statement failed is no error to the server: it rolls back and says so. Whoever
     swallowed the statement's error would believe that everything is stored.
+
+    Whoever sends the BEGIN (the direct path or SQLAlchemy, whichever has the first statement), the settings of the
+    transaction travel with it, so that they cost no round trip of their own.
     """
 
-    __slots__ = ("commit_status",)
+    __slots__ = ("commit_status", "has_begun", "with_begin")
 
     commit_status: str | None
+    has_begun: bool
+    with_begin: str
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        if query.startswith("BEGIN"):
+            self.has_begun = True
+            query += getattr(self, "with_begin", "")
         status: str = await super().execute(query, *args, timeout=timeout)
         if query == "COMMIT;":
             self.commit_status = status
@@ -54,7 +64,20 @@ class _CommitWatch(asyncpg.Connection):  # type: ignore[misc]
 
 
 # What the store's own connections are made of.
-CONNECTION_CLASS: type[Any] = _CommitWatch
+CONNECTION_CLASS: type[Any] = _OwnDriverConnection
+
+
+def expect_begin(connection: DriverConnection, settings: str) -> None:
+    """Prepares one of our own connections for its next transaction: what is to be sent with its BEGIN."""
+    own: Any = connection
+    own.commit_status = None
+    own.has_begun = False
+    own.with_begin = settings
+
+
+def has_begun(connection: DriverConnection) -> bool:
+    """Whether BEGIN was sent since `expect_begin`; on a connection of somebody else's it was."""
+    return getattr(connection, "has_begun", True)
 
 
 def was_rolled_back_instead(connection: DriverConnection) -> bool:

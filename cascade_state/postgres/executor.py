@@ -20,7 +20,8 @@ from cascade_state.abc.hints import HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import UsageError
 from cascade_state.ids import lock_key, partition_of, partition_of_key
-from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
+from cascade_state.postgres.connections import start_or_discard
+from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache, has_begun
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.hints import hint_payload
 from cascade_state.postgres.operations import Operation
@@ -112,7 +113,7 @@ class ConnectionExecutor(Executor):
         self.hinted.add(hint_payload(partition_id, topic))
 
     async def fetch(self, statement: Statement, values: Mapping[str, Any]) -> list[Record]:
-        self._require_transaction()
+        await self.require_transaction()
         with translated():
             return await self.statements.fetch(self._driver, statement, values)
 
@@ -121,7 +122,7 @@ class ConnectionExecutor(Executor):
 
     @asynccontextmanager
     async def _savepoint(self) -> AsyncIterator[Executor]:
-        self._require_transaction()
+        await self.require_transaction()
         with translated():
             async with self._driver.transaction():
                 yield self
@@ -130,10 +131,21 @@ class ConnectionExecutor(Executor):
     def in_transaction(self) -> bool:
         return True
 
-    def _require_transaction(self) -> None:
-        """Refuses what would commit by itself, or in the transaction of whoever uses the driver connection now."""
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the transaction has not begun yet, on the wire."""
+        return not has_begun(self._driver) and self._connection.in_transaction()
+
+    async def require_transaction(self) -> None:
+        """Begins the transaction on the wire, if that was put off until now.
+
+        It refuses what would commit by itself, or in the transaction of whoever uses the driver connection now.
+        """
         if self._driver.is_closed():
             return  # the driver says so
+        if self.is_untouched:
+            with translated():
+                await start_or_discard(self._connection)
         if not (self._connection.in_transaction() and self._driver.is_in_transaction()):
             raise UsageError("the transaction of this unit of work was ended by its connection or session")
 

@@ -24,6 +24,7 @@ from cascade_state.postgres.statements.transactions import SET_LOCAL
 
 __all__ = ["EnlistedUnitOfWork", "OwnUnitOfWork"]
 
+_IDLE_LIMIT = "idle_in_transaction_session_timeout"
 _LONGEST_IDLE = (1 << 31) - 1  # what the setting can hold, in milliseconds
 
 
@@ -51,11 +52,10 @@ class _SqlUnitOfWork(UnitOfWork):
         return await self._locks.lock_in_transaction(self._executor, name, shared, patience)
 
     async def _limit_idle(self, duration: timedelta) -> None:
-        milliseconds = max(1, round(duration / timedelta(milliseconds=1)))
-        values = {"name": "idle_in_transaction_session_timeout", "value": str(min(milliseconds, _LONGEST_IDLE))}
-        await self._executor.fetch(SET_LOCAL, values)
+        await self._executor.fetch(SET_LOCAL, {"name": _IDLE_LIMIT, "value": str(_milliseconds(duration))})
 
     async def _set_savepoint(self) -> AsyncTransaction:
+        await self._executor.require_transaction()
         with translated():
             return await self._connection.begin_nested()
 
@@ -103,9 +103,12 @@ class OwnUnitOfWork(_SqlUnitOfWork):
             execution_options["isolation_level"] = isolation
         if read_only:
             execution_options["postgresql_readonly"] = True
-        self._transaction = OwnTransaction(engine, execution_options)
+        self._engine = engine
+        self._execution_options = execution_options
 
-    async def _begin(self) -> None:
+    async def _begin(self, idle_limit: timedelta | None = None) -> None:
+        settings = None if idle_limit is None else f" SET LOCAL {_IDLE_LIMIT} = {_milliseconds(idle_limit)};"
+        self._transaction = OwnTransaction(self._engine, self._execution_options, settings=settings)
         await self._transaction.begin()
         await self._attach(self._transaction.connection)
 
@@ -122,6 +125,16 @@ class OwnUnitOfWork(_SqlUnitOfWork):
 
     async def _rollback(self) -> None:
         await self._transaction.rollback()
+
+    async def _begin_limited(self, idle_limit: timedelta) -> None:
+        await self._begin(idle_limit)
+
+    def _is_untouched(self) -> bool:
+        return not self._sessions and self._executor.is_untouched
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return min(max(1, round(duration / timedelta(milliseconds=1))), _LONGEST_IDLE)
 
 
 class EnlistedUnitOfWork(_SqlUnitOfWork):

@@ -193,7 +193,10 @@ class _FaultyUnitOfWork(UnitOfWork):
             raise
 
     async def _begin_inner(self) -> None:
-        await self._uow._begin()
+        if self._idle_limit is None:
+            await self._uow._begin()
+        else:
+            await self._uow._begin_limited(self._idle_limit)
         self._is_open = True
 
     async def _commit(self) -> None:
@@ -222,6 +225,9 @@ class _FaultyUnitOfWork(UnitOfWork):
 
     async def _lock(self, name: LockName, shared: bool, patience: Patience) -> bool:
         return await self._make("lock", lambda on: on._lock(name, shared, patience))
+
+    async def _begin_limited(self, idle_limit: timedelta) -> None:
+        await self._begin()
 
     async def _limit_idle(self, duration: timedelta) -> None:
         await self._make("limit_idle", lambda on: on._limit_idle(duration))

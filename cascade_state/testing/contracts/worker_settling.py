@@ -13,6 +13,7 @@ from cascade_state.errors import InvalidArgument, LeaseLost, UnitOfWorkFinished
 from cascade_state.model.correlations import Delivery
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.model.timers import Timer
+from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
 from cascade_state.testing.contracts.base import LEASE
 from cascade_state.testing.contracts.claiming import claim_timers
@@ -192,3 +193,19 @@ class WorkerSettlingContract(Workers):
             await uow.limit_idle(timedelta(days=36_500))
             with pytest.raises(InvalidArgument):
                 await uow.limit_idle(_NOW)
+
+    @rule("Workers", "C-02")
+    async def test_a_unit_of_work_may_begin_with_a_limit_on_idleness(self, store: Store) -> None:
+        flow = await factories.add_flow(store)
+        async with store.begin(idle_limit=_HOUR) as uow:
+            await uow.component_states.put(flow.flow_instance_id, "charge", 1)
+            assert not uow.is_untouched
+        with pytest.raises(ZeroDivisionError):
+            async with store.begin(idle_limit=_HOUR) as uow:
+                await uow.component_states.put(flow.flow_instance_id, "charge", 2)
+                raise ZeroDivisionError
+        assert (await store.component_states.get(flow.flow_instance_id, "charge")).state == 1
+        with pytest.raises(UnitOfWorkFinished):
+            _ = uow.is_untouched
+        with pytest.raises(InvalidArgument):
+            store.begin(idle_limit=_NOW)
