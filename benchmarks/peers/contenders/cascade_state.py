@@ -146,12 +146,12 @@ WORKLOADS = {
     "busy database": _tests(0.03),
 }
 
-# As "cascade_state/worker" in the tables: it does more for an item than the peers do, and takes its time for it.
+# As "cascade_state/worker" in the tables: a handler is called for each item, as the peers do.
 VARIANTS = {
     "worker": {
         "due": Workload(
             run=lambda run: _due(run, _work),
-            does="Worker(concurrency=32): a unit of work for each timer, acknowledged in the commit of its effect",
+            does="Worker(concurrency=32): a handler for each timer, which writes nothing; acknowledgements go together",
             promises="handled once in effect: the handler's rows and the end of the timer are one commit",
         )
     }
