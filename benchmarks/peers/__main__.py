@@ -41,7 +41,8 @@ def measure_peers(*, quick: bool, only: str) -> dict[str, Any]:
     entries = list(_entries(only, quick=quick))
     rounds = 1 if quick else _ROUNDS
     begun = time.monotonic()
-    total = len(entries) * (rounds + 1)
+    counted = [entry for entry in entries if entry.workload in _COUNTED]
+    total = len(entries) * rounds + len(counted)
     with durable_server(_SETTINGS) as (url, _):
         for number in range(rounds):
             for place, entry in enumerate(entries, start=number * len(entries) + 1):
@@ -49,7 +50,7 @@ def measure_peers(*, quick: bool, only: str) -> dict[str, Any]:
                 _time(entry, url)
         about = machine(asyncio.run(server_version(url)))
     with durable_server(_COUNTING_SETTINGS) as (url, _):
-        for place, entry in enumerate(entries, start=rounds * len(entries) + 1):
+        for place, entry in enumerate(counted, start=rounds * len(entries) + 1):
             _tell("what it takes", entry, place, total, begun)
             _count(entry, url)
     run = {"rounds": rounds, "quick": quick, "minutes": round((time.monotonic() - begun) / 60, 1)}
@@ -81,7 +82,7 @@ def _time(entry: Entry, url: str) -> None:
 
 
 def _count(entry: Entry, url: str) -> None:
-    if entry.workload not in _COUNTED or entry.failure is not None:
+    if entry.failure is not None:
         return
     items = CONTESTS[entry.workload, entry.tasks][entry.contender]
     counts = (max(10 * entry.tasks, items // 20), max(30 * entry.tasks, items // 4))

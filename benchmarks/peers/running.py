@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from benchmarks.empty_database import created
+from benchmarks.empty_database import created, dropped
 from benchmarks.peers.child import NOT_INSTALLED, python_needed
 from benchmarks.peers.workloads import Timing
 
@@ -45,7 +45,7 @@ def run_once(url: str, contender: str, workload: str, tasks: int, count: int) ->
         timing = _timing(contender, workload, database, tasks, count)
         return timing, asyncio.run(_work(url, name))
     finally:
-        asyncio.run(_drop(url, name))
+        asyncio.run(dropped(url, name))
 
 
 def _timing(contender: str, workload: str, database: str, tasks: int, count: int) -> Timing:
@@ -91,13 +91,5 @@ async def _work(url: str, name: str) -> Work:
         found = await connection.fetchrow(_WORK, name)
         assert found is not None
         return Work(transactions=float(found["transactions"]), rows=float(found["rows"]))
-    finally:
-        await connection.close()
-
-
-async def _drop(url: str, name: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()

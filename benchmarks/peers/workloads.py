@@ -13,7 +13,18 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-__all__ = ["PAYLOAD", "STEPS_A_FLOW", "Run", "Timing", "WakeUps", "Workload", "lanes", "seconds_of"]
+__all__ = [
+    "PAYLOAD",
+    "STEPS_A_FLOW",
+    "WARM_UPS",
+    "Run",
+    "Timing",
+    "WakeUps",
+    "Workload",
+    "lanes",
+    "seconds_of",
+    "timed",
+]
 
 # What a step leaves behind, and what a job or an event carries: about 400 bytes of JSON.
 PAYLOAD = {
@@ -24,7 +35,7 @@ PAYLOAD = {
 STEPS_A_FLOW = 10
 
 _WARM_UP = 0.1  # of the operations go before the timed ones
-_WARM_UP_EVENTS = 3
+WARM_UPS = 3  # events and tests that go before the timed ones
 _QUIET_SECONDS = 0.02  # between two events, so that none waits for the one before
 _PATIENCE_SECONDS = 20
 
@@ -79,6 +90,12 @@ async def lanes(run: Run, operation: Callable[[int, int], Awaitable[object]]) ->
     return Timing(items=run.tasks * run.each, seconds=seconds, warm_up=run.tasks * warm_up)
 
 
+def timed(latencies: list[float]) -> Timing:
+    """Returns the timing of operations whose latency counts, without the first `WARM_UPS`."""
+    counted = latencies[WARM_UPS:]
+    return Timing(items=len(counted), seconds=sum(counted), latencies=counted, warm_up=WARM_UPS)
+
+
 async def seconds_of(work: Awaitable[object]) -> float:
     """Returns how long `work` took."""
     begin = time.perf_counter()
@@ -119,12 +136,11 @@ class WakeUps:
         """
         chance = random.Random(count)  # noqa: S311 - no secret
         latencies = []
-        for number in range(_WARM_UP_EVENTS + count):
+        for number in range(WARM_UPS + count):
             await prepare(number)
             await asyncio.sleep(_QUIET_SECONDS + chance.uniform(0, spread_seconds))
             self._begun = self._loop.create_future()
             start = time.perf_counter()
             await publish(number)
             latencies.append(await asyncio.wait_for(self._begun, _PATIENCE_SECONDS) - start)
-        timed = latencies[_WARM_UP_EVENTS:]
-        return Timing(items=count, seconds=sum(timed), latencies=timed, warm_up=_WARM_UP_EVENTS)
+        return timed(latencies)

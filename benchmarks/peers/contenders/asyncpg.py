@@ -11,10 +11,9 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from benchmarks.databases.ways import build_template, test_once
-from benchmarks.peers.workloads import PAYLOAD, Run, Timing, WakeUps, Workload, lanes, seconds_of
+from benchmarks.peers.workloads import PAYLOAD, WARM_UPS, Run, Timing, WakeUps, Workload, lanes, seconds_of, timed
 
 _BATCH = 100
-_WARM_UP_TESTS = 2
 _TABLES = """
     CREATE TABLE flows (flow_id uuid PRIMARY KEY, version bigint NOT NULL);
     CREATE TABLE results (flow_id uuid, step_id text, outputs json, PRIMARY KEY (flow_id, step_id));
@@ -100,14 +99,13 @@ def _tests(pause: float) -> Workload:
         await build_template(run.url)
         connection = await asyncpg.connect(run.url.replace(f"/{name}?", "/postgres?", 1))
         latencies = []
-        for _ in range(_WARM_UP_TESTS + run.count):
+        for _ in range(WARM_UPS + run.count):
             start = time.perf_counter()
             await connection.execute(f"CREATE DATABASE {name}_copy TEMPLATE {name}")
             await test_once(run.url.replace(f"/{name}?", f"/{name}_copy?", 1), pause)
             await connection.execute(f"DROP DATABASE {name}_copy")
             latencies.append(time.perf_counter() - start - pause)
-        timed = latencies[_WARM_UP_TESTS:]
-        return Timing(items=len(timed), seconds=sum(timed), latencies=timed)
+        return timed(latencies)
 
     return Workload(
         run=run_tests,

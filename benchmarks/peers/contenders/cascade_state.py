@@ -10,13 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.databases.ways import INITIAL_SIZE, MAX_SIZE, build_template, test_once
-from benchmarks.peers.workloads import PAYLOAD, Run, Timing, WakeUps, Workload, lanes, seconds_of
+from benchmarks.peers.workloads import PAYLOAD, WARM_UPS, Run, Timing, WakeUps, Workload, lanes, seconds_of, timed
 from cascade_state import FlowDefinition, FlowInstance, ScheduleTimer, StepDefinition, Store, open_store
 from cascade_state.coordination import Worker
 from cascade_state.testing import DatabasePool, PostgresServer
 
 _BATCH = 100
-_WARM_UP_TESTS = 2
 _LEASE = timedelta(minutes=5)
 _STEPS = ("s0", "s1", "s2")
 
@@ -108,14 +107,13 @@ def _tests(pause: float) -> Workload:
         with PostgresServer.from_url(run.url.replace(f"/{name}?", "/postgres?", 1)) as server:
             await server.ensure_template_exists(f"{name}_template", build_template)
             async with DatabasePool(server, f"{name}_template", initial_size=INITIAL_SIZE, max_size=MAX_SIZE) as pool:
-                for _ in range(_WARM_UP_TESTS + run.count):
+                for _ in range(WARM_UPS + run.count):
                     start = time.perf_counter()
                     async with pool.lease() as database:
                         await test_once(database.url, pause)
                     latencies.append(time.perf_counter() - start - pause)
                 await pool.discard()
-        timed = latencies[_WARM_UP_TESTS:]
-        return Timing(items=len(timed), seconds=sum(timed), latencies=timed)
+        return timed(latencies)
 
     return Workload(
         run=run_tests,

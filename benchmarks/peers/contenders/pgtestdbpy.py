@@ -7,10 +7,8 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from benchmarks.peers.workloads import Run, Timing, Workload
+from benchmarks.peers.workloads import WARM_UPS, Run, Timing, Workload, timed
 from cascade_state.postgres.schema import dump_schema
-
-_WARM_UP = 2
 
 
 def _tests(pause: float) -> Workload:
@@ -38,13 +36,12 @@ def _tests(pause: float) -> Workload:
         migrator = module.Migrator(migrate=migrate, db_name=f"{name}_template", user=f"{name}_user", **place)
         latencies = []
         with module.templates(config, migrator):
-            for _ in range(_WARM_UP + run.count):
+            for _ in range(WARM_UPS + run.count):
                 start = time.perf_counter()
                 with module.clone(config, migrator) as url:
                     test(url)
                 latencies.append(time.perf_counter() - start - pause)
-        timed = latencies[_WARM_UP:]
-        return Timing(items=len(timed), seconds=sum(timed), latencies=timed)
+        return timed(latencies)
 
     return Workload(
         run=run_tests,

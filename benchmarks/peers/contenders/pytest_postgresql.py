@@ -8,18 +8,15 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.databases.pytest_postgresql import PytestPostgresql
-from benchmarks.peers.workloads import Run, Timing, Workload
-
-_WARM_UP = 2
+from benchmarks.peers.workloads import WARM_UPS, Run, Timing, Workload, timed
 
 
 def _tests(pause: float) -> Workload:
     async def run_tests(run: Run) -> Timing:
         with tempfile.TemporaryDirectory() as directory:
             tests = PytestPostgresql(run.url, Path(directory), python=Path(sys.executable), name="template_of_it")
-            seconds = await asyncio.to_thread(tests.run, _WARM_UP + run.count, pause)
-        latencies = [one - pause for one in seconds[_WARM_UP:]]
-        return Timing(items=len(latencies), seconds=sum(latencies), latencies=latencies)
+            seconds = await asyncio.to_thread(tests.run, WARM_UPS + run.count, pause)
+        return timed([one - pause for one in seconds])
 
     return Workload(
         run=run_tests,
