@@ -197,9 +197,12 @@ class Store(Advancing, ABC):
     async def migrate(self) -> None:
         """Brings the schema to this version's, under an advisory lock: any number of processes at once upgrade once.
 
+        The feed of a database that was restored from another server's dump goes on where it was, too.
+
         Raises:
             SchemaMismatch: The database is ahead of this version of the library, or has another partition
                 count.
+            TransactionAborted: It was restored, and a transaction of the server is older; call again when it ended.
         """
 
     @abstractmethod
@@ -207,7 +210,8 @@ class Store(Advancing, ABC):
         """Checks that the database has the schema this version works with.
 
         Raises:
-            SchemaMismatch: It is behind, ahead, or has another partition count; tells both sides.
+            SchemaMismatch: It is behind, ahead, has another partition count, or was restored from another server's
+                dump and not migrated since; tells both sides.
         """
 
     @abstractmethod

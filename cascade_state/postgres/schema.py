@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from cascade_state.ids import DEFAULT_PARTITION_COUNT
 from cascade_state.model.arguments import check_duration
 from cascade_state.postgres.engine import driver_url, unpooled_engine
 from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.renumbering import is_from_another_server, renumber_feed
 from cascade_state.postgres.tables import metadata
 
 # Alembic is imported where it is used: a process that only opens a store does without its 60 ms and 9 MB.
@@ -41,7 +43,7 @@ __all__ = [
     "alembic_config",
     "alembic_lock",
     "check_database",
-    "check_partition_count",
+    "check_opening",
     "dump_schema",
     "head_revision",
     "installed_schema",
@@ -50,11 +52,15 @@ __all__ = [
     "read_schema",
 ]
 
+_log = logging.getLogger("cascade_state.store")
+
 VERSION_TABLE = "cascade_state_version"
 # Where an application keeps its own revisions, and ours too if it embeds them.
 _SHARED_VERSION_TABLE = "alembic_version"
 _TABLES_READ = (VERSION_TABLE, _SHARED_VERSION_TABLE, "settings")
 _REVISION_PREFIX = "cascade_state_"
+_FIRST_WITH_FEEDS = "cascade_state_0007"  # asked for instead of the newest, which only Alembic knows
+_RESTORED = "the database was restored from another server; migrate it before anything writes"
 _HEAD = "cascade_state@head"  # by our branch label: other branches may lie beside it
 
 # Alembic keeps what it works on in globals of the process: one command at a time, whoever runs it.
@@ -78,6 +84,8 @@ async def migrate_database(
 ) -> None:
     """Brings the database to the newest revision; does nothing if it is there.
 
+    A database that was restored from another server's dump gets its feed renumbered for this one, if need be.
+
     However many processes call it at once, one upgrades and the others wait for it. Each revision commits
     by itself, so an upgrade that was interrupted goes on from there when it is called again.
 
@@ -94,12 +102,21 @@ async def migrate_database(
     """
     options = StoreOptions(schema=schema, partition_count=partition_count, application_name="cascade_state migrations")
     check_duration(lock_wait, "lock_wait", allow_zero=True)
-    if await _is_current(url, options):
-        return
+    if not await _is_current(url, options):
+        await _upgrade_alone(url, options, lock_wait)
+    engine = unpooled_engine(url, options)
+    try:
+        with translated():
+            await renumber_feed(engine, schema=schema, wait=lock_wait)
+    finally:
+        await engine.dispose()
+
+
+async def _upgrade_alone(url: str, options: StoreOptions, lock_wait: timedelta) -> None:
     from alembic.util import CommandError
 
     cancelled = threading.Event()
-    config = alembic_config(schema=schema, partition_count=partition_count)
+    config = alembic_config(schema=options.schema, partition_count=options.partition_count)
     config.attributes.update(url=driver_url(url), cancelled=cancelled, lock_wait_seconds=lock_wait.total_seconds())
     started = time.monotonic()
     try:
@@ -122,7 +139,8 @@ async def check_database(
     """Returns if the database is at the newest revision and has this partition count.
 
     Raises:
-        SchemaMismatch: It is behind, ahead, was never migrated, or has another partition count.
+        SchemaMismatch: It is behind, ahead, was never migrated, has another partition count, or was restored from
+            another server's dump.
     """
     found = await read_schema(connection, schema=schema)
     expected = head_revision()
@@ -132,17 +150,23 @@ async def check_database(
     if found.revision != expected:
         raise SchemaMismatch(expected=expected, found=found.revision, reason="the database is behind; migrate it")
     _refuse_other_partition_count(found, partition_count)
+    if await is_from_another_server(connection, schema=schema):
+        raise SchemaMismatch(expected="transaction ids of this server", found="another's", reason=_RESTORED)
 
 
-async def check_partition_count(
+async def check_opening(
     connection: AsyncConnection, *, schema: str | None = None, partition_count: int = DEFAULT_PARTITION_COUNT
 ) -> None:
-    """Returns if the database has this partition count, or none yet.
+    """Returns if the database has this partition count, or none yet; warns of what only `migrate_database` can mend.
 
     Raises:
         SchemaMismatch: It has another partition count.
     """
-    _refuse_other_partition_count(await read_schema(connection, schema=schema), partition_count)
+    found = await read_schema(connection, schema=schema)
+    _refuse_other_partition_count(found, partition_count)
+    has_feeds = found.revision is not None and found.revision >= _FIRST_WITH_FEEDS
+    if has_feeds and await is_from_another_server(connection, schema=schema):
+        _log.warning("the feed stands still reason=%r", _RESTORED)
 
 
 async def installed_schema(url: str, *, schema: str | None = None) -> InstalledSchema:

@@ -151,7 +151,7 @@ class PostgresStore(Store):
         self._advisory_locks = PostgresLocks(self._guard, self._executor, lock_connections)
         self.locks: Locks = self._advisory_locks
         try:
-            await self._check_partition_count()
+            await self._check_database()
         except BaseException:
             await run_to_completion(self._close())
             raise
@@ -171,11 +171,11 @@ class PostgresStore(Store):
             await run_to_completion(asyncio.to_thread(server.stop))
             raise
 
-    async def _check_partition_count(self) -> None:
+    async def _check_database(self) -> None:
         """Refuses a database that was made with another partition count; an empty database is for `migrate`."""
         with translated():
             async with self._unpooled.connect() as connection:
-                await schema.check_partition_count(
+                await schema.check_opening(
                     connection, schema=self.options.schema, partition_count=self.options.partition_count
                 )
 

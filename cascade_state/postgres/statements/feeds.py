@@ -58,6 +58,7 @@ __all__ = [
     "RESET",
     "RESUME",
     "RETRY",
+    "Snapshot",
     "failures",
     "is_unhandled",
     "lags",
@@ -76,7 +77,7 @@ _ONE = literal_column("1", INTEGER)
 _PLACE = (_checkpoint.recorded_xid, _checkpoint.flow_instance_id, _checkpoint.sequence)
 
 
-class _Snapshot(UserDefinedType[str]):
+class Snapshot(UserDefinedType[str]):
     """What is stored as text, because no tool that reads schemas knows the type."""
 
     cache_ok: bool | None = True
@@ -113,7 +114,7 @@ def _is_wanted(consumer: Any, event: Any) -> ColumnElement[bool]:
     )
     return or_(
         consumer.start_snapshot.is_(None),
-        not_(func.pg_visible_in_snapshot(event.recorded_xid, cast(consumer.start_snapshot, _Snapshot()))),
+        not_(func.pg_visible_in_snapshot(event.recorded_xid, cast(consumer.start_snapshot, Snapshot()))),
         was_appended,
     )
 
