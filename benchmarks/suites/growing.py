@@ -125,7 +125,7 @@ async def _page_of_running(bench: Bench, tasks: int) -> Operation:
     return operation
 
 
-@growth("statistics", grows="it counts exactly: each figure reads its whole index")
+@growth("statistics")
 async def _statistics(bench: Bench, tasks: int) -> Operation:
     async def operation(lane: int, index: int) -> None:
         await bench.store.statistics()

@@ -215,8 +215,15 @@ class Store(Advancing, ABC):
         """
 
     @abstractmethod
-    async def statistics(self) -> Statistics:
-        """Returns figures of the store, read from indexes."""
+    async def statistics(self, *, exact: bool = False) -> Statistics:
+        """Returns figures of the store, read from indexes.
+
+        A back end may estimate a figure above 10,000, so that the call takes no longer on a large store than on a small
+        one; `estimated` of the result names those figures.
+
+        Args:
+            exact: Count everything, however long it takes.
+        """
 
     @abstractmethod
     async def _open(self) -> None: ...

@@ -82,7 +82,7 @@ class MemoryStore(Store):
         """Does nothing: there is no schema that could be another one."""
         self._guard.call(writes=False)
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self, *, exact: bool = False) -> Statistics:
         """Returns figures of the store."""
         self._guard.call(writes=False)
         return await self._runner.run(statistics_of)

@@ -21,6 +21,8 @@ class Statistics:
     that are not silent for longer than they may be. `consumer_lags` tells how many events each
     consumer of the feed has before it, counting no further than 1,000 in a partition (`feeds.lag` counts all), and
     `consumer_failures` in how many partitions one cannot go on, because its handler fails again and again there.
+    `estimated` names the figures that were estimated because counting them would take long: "timers_pending", and for a
+    status "instances_by_status.COMPLETED".
     """
 
     instances_by_status: Mapping[FlowStatus, int] = field(default_factory=dict)
@@ -33,3 +35,4 @@ class Statistics:
     consumer_lags: Mapping[str, int] = field(default_factory=dict)
     consumer_failures: Mapping[str, int] = field(default_factory=dict)
     workers_alive: int = 0
+    estimated: frozenset[str] = frozenset()

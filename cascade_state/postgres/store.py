@@ -125,9 +125,9 @@ class PostgresStore(Store):
         now: datetime = record["instant"]
         return now
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self, *, exact: bool = False) -> Statistics:
         self._guard.call(writes=False)
-        return await read_statistics(self._executor)
+        return await read_statistics(self._executor, exact=exact)
 
     def _direct_address(self, purpose: str) -> str:
         if self.options.pooler is None:

@@ -101,9 +101,9 @@ class FaultPlan(Store):
         """Checks the schema of the store under it."""
         await self._make("check_schema", lambda on: on.check_schema())
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self, *, exact: bool = False) -> Statistics:
         """Returns figures of the store under it."""
-        return await self._make("statistics", lambda on: on.statistics())
+        return await self._make("statistics", lambda on: on.statistics(exact=exact))
 
     async def _make(self, call: str, run: Callable[[Any], Awaitable[T]]) -> T:
         """Makes a call, `run(store)`, under its name, with what is to befall it."""

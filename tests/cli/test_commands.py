@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from typer.testing import CliRunner
 
 from cascade_state import FlowDefinition, FlowInstance, FlowStatus, Store, open_store, partition_of
 from cascade_state.cli.app import app
 from cascade_state.model.flow_definitions import StepDefinition
+from cascade_state.postgres import statistics
 from cascade_state.postgres.schema import dump_schema, head_revision, migrate_database
 
 pytestmark = pytest.mark.postgres
@@ -98,9 +100,30 @@ def test_statistics_are_printed_for_people_and_for_programs(database_url: str) -
     assert found["instances_by_status"]["COMPLETED"] == 1
     assert found["instances_by_status"]["FAILED"] == 0
     assert found["oldest_overdue_at"] is None
+    assert found["estimated"] == []
     shown = invoke("statistics", "--url", database_url).stdout
     assert "RUNNING" in shown
     assert "timers overdue" in shown
+    assert "~" not in shown
+
+
+def test_estimates_are_marked(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        on_store(database_url, add_flow)
+    asyncio.run(_analyse(database_url))
+    monkeypatch.setattr(statistics, "COUNTED", 0)
+    options = ("statistics", "--url", database_url)
+    assert json.loads(invoke(*options, "--json").stdout)["estimated"] == ["instances_by_status.RUNNING"]
+    assert "~2" in invoke(*options).stdout
+    assert "~" not in invoke(*options, "--exact").stdout
+
+
+async def _analyse(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("ANALYZE")
+    finally:
+        await connection.close()
 
 
 async def two_workers(store: Store) -> None:

@@ -98,7 +98,8 @@ async def test_a_consumer_looks_into_partitions_by_their_own_index(history: Any,
         (feeds.FIND_NEWS, {}),
         (feeds.READ_BATCH, {}),
         (feeds.LAG, {}),
-        (statistics.STATISTICS, {}),
+        (statistics.COUNT_ALL, {}),
+        (statistics.COUNT_SOME, {}),
         (feeds.PURGE_EVENTS, _PURGE),
     ):
         nodes = await _plan(history, statement, {**_CONSUMER, **values, "consumer": consumer})

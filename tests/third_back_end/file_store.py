@@ -115,9 +115,9 @@ class FileStore(Store):
     async def check_schema(self) -> None:
         await self._beneath.check_schema()
 
-    async def statistics(self) -> Statistics:
+    async def statistics(self, *, exact: bool = False) -> Statistics:
         self._guard.call(writes=False)
-        return await self._beneath.statistics()
+        return await self._beneath.statistics(exact=exact)
 
     async def _open(self) -> None:
         await self._beneath.__aenter__()

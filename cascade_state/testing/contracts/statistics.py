@@ -33,6 +33,7 @@ class StatisticsContract(StoreContract):
         assert statistics.oldest_overdue_at is None
         assert (statistics.deliveries_pending, statistics.dead_letters) == (0, 0)
         assert (dict(statistics.consumer_lags), statistics.workers_alive) == ({}, 0)
+        assert statistics.estimated == frozenset()
 
     async def test_instances_are_counted_by_status(self, store: Store) -> None:
         definition = await factories.deploy_flow_definition(store)
@@ -51,6 +52,7 @@ class StatisticsContract(StoreContract):
         expected = dict.fromkeys(FlowStatus, 1)
         expected[FlowStatus.RUNNING] = 2
         assert _statuses(await store.statistics()) == expected
+        assert await store.statistics(exact=True) == await store.statistics()
 
     async def test_a_flow_is_counted_under_the_status_it_has_now(self, store: Store) -> None:
         flow, other = await factories.add_flow(store), await factories.add_flow(store)
