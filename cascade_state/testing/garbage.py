@@ -13,6 +13,7 @@ or a member of `pg_read_server_files`). What has no known age is not older than 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -260,7 +261,9 @@ async def _drop(server: _Server, database: _Found) -> bool:
             with translated(BOOKS):
                 if not await books.fetchval(_DOOM, database.name):
                     return False
-                await _drop_unused(server, database.name)
+                # Doomed by us, it may be dropped by the keeper of an open pool before we come to it.
+                with contextlib.suppress(DatabaseNotFound):
+                    await _drop_unused(server, database.name)
                 await books.execute(_FORGET, database.name)
         return True
     except DatabaseInUse as exc:

@@ -6,7 +6,8 @@ believe that it is gone (`GRACE`).
 
 The books are a database of their own on the server (see ADR 0015). What they say is written to the same log as the
 tests' own changes, in order; so nothing has to wait for a disk, and after a crash of the server no database can be
-changed and yet look clean.
+changed and yet look clean. Where the server waits for no disk anyway, a commit is handed to the operating system, and
+survives a killed server; elsewhere a holder enters again what it leases, should the books have forgotten it.
 
 Only the pool imports this.
 """
@@ -41,7 +42,6 @@ BOOKS = "cascade_state_pools_1"
 GRACE = timedelta(seconds=1)
 
 _SETTINGS = {
-    "synchronous_commit": "off",  # see above
     "jit": "off",
     "idle_session_timeout": "0",  # whatever the role or the database says: this session is the proof of life
     "statement_timeout": "0",
@@ -55,6 +55,13 @@ _RECONNECT_SECONDS = (0.0, 0.02, 0.05, 0.1, 0.2)  # then again and again the las
 
 # Not to_regclass(): it may answer from this session's cache, although somebody has made the table meanwhile.
 _HAS_TABLES = "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'slots' AND relkind = 'r')"
+_COMMIT = """
+SELECT set_config('synchronous_commit', CASE current_setting('fsync') WHEN 'off' THEN 'on' ELSE 'off' END, false)
+"""
+_ENTER_FORGOTTEN = """
+UPDATE slots SET state = 'leased', holder = $1, changed_at = clock_timestamp()
+WHERE state = 'ready' AND holder IS NULL AND database = ANY ($2::text[])
+"""
 _RETURN_UNKNOWN = """
 UPDATE slots SET state = 'ready', holder = NULL, changed_at = clock_timestamp()
 WHERE holder = $1 AND state = 'leased' AND NOT (database = ANY ($2::text[]))
@@ -189,6 +196,7 @@ class PoolSession:
                 await _lay_out(connection)
                 await connection.fetchval("SELECT pg_advisory_lock($1)", self.holder, timeout=_LOCK_SECONDS)
                 await connection.fetchval(_ENROL, *self._enrolment())
+                await connection.fetchval(_ENTER_FORGOTTEN, self.holder, sorted(self.leased))
                 await connection.fetchval(_RETURN_UNKNOWN, self.holder, sorted(self.leased))
                 await connection.fetchval(_RELEASE_UNKNOWN, self.holder, sorted(self.making))
                 await connection.add_listener("slots", self._notified)
@@ -202,10 +210,17 @@ class PoolSession:
     async def _open(self, role: str) -> Connection:
         url, name = self.server.url_for(BOOKS), f"cascade_state pool {role} of {os.getpid()}"
         try:
-            return await open_connection(url, application_name=name, settings=_SETTINGS)
+            connection = await open_connection(url, application_name=name, settings=_SETTINGS)
         except DatabaseNotFound:
             await self._make_books()
-        return await open_connection(url, application_name=name, settings=_SETTINGS)
+            connection = await open_connection(url, application_name=name, settings=_SETTINGS)
+        try:
+            with translated(BOOKS):
+                await connection.fetchval(_COMMIT)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def _make_books(self) -> None:
         with contextlib.suppress(DatabaseAlreadyExists):  # somebody was first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from cascade_state.errors import (
 )
 from cascade_state.testing import DatabasePool, PostgresServer
 from cascade_state.testing.pool import database_pool
+from cascade_state.testing.pool.session import BOOKS, shared_session
 from tests.postgres.own_server import OwnServer, own_server
 
 WAIT = timedelta(seconds=30)
@@ -196,6 +198,31 @@ async def test_a_pool_outlives_its_server(own: OwnServer, way: str, fill: Any, c
         assert served.name == leased.name
         assert await rows_of(served.url) == ["red"]
         assert await rows_of(given.url) == ["red"]
+
+
+async def test_what_the_books_forgot_is_not_handed_out_again(
+    server: PostgresServer, template: str, connect: Any
+) -> None:
+    """As after a crash of a server that had not written the lease: its holder enters it when it connects again."""
+    async with DatabasePool(server, template, initial_size=0, max_size=2) as pool:
+        async with pool.lease(timeout=WAIT) as leased, connect(server.url_for(BOOKS)) as books:
+            await books.execute(
+                "UPDATE slots SET state = 'ready', holder = NULL WHERE database = $1 AND state = 'leased'", leased.name
+            )
+            assert await books.fetchval(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = $1",
+                f"cascade_state pool holder of {os.getpid()}",
+            )
+            async with pool.lease(timeout=WAIT) as other:
+                assert other.name != leased.name
+                assert (await pool.statistics()).leased == 2
+
+
+async def test_the_books_survive_a_killed_server_that_waits_for_no_disk(own: OwnServer) -> None:
+    server = PostgresServer.from_url(own.url)
+    async with shared_session(server) as session:
+        row = await session.fetchrow("SELECT current_setting('fsync'), current_setting('synchronous_commit')")
+        assert tuple(row) == ("off", "on")
 
 
 async def test_a_server_that_stays_away_is_told(own: OwnServer, fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,19 @@ async def _connected(url: str) -> AsyncIterator[Any]:
         await connection.close()
 
 
+async def test_what_the_keeper_of_a_pool_drops_first_counts(
+    server: PostgresServer, template: str, leftovers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = PostgresServer.drop_database
+
+    async def dropped_before(self: PostgresServer, name: str, **options: Any) -> None:
+        await drop(self, name, **options)
+        await drop(self, name, **options)
+
+    monkeypatch.setattr(PostgresServer, "drop_database", dropped_before)
+    assert await server.collect_garbage(prefix=f"{template}_test") == [f"{template}_test_000"]
+
+
 def test_the_blocking_twin_collects(server: PostgresServer, template: str) -> None:
     assert server.blocking.collect_garbage(prefix=template) == [template]
 
