@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from cascade_state.testing import FrozenClock, PostgresServer, TemporaryDatabase
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 # pytest rewrites the package in each of the many processes that this suite starts, unless the first keeps the result.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# How fast inputs are made says more about what else the machine does than about a test.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
