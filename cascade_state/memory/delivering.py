@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import islice
 
 from cascade_state.memory.decoding import delivery_of
 from cascade_state.memory.indexes import BUSY, FREE
@@ -26,20 +27,28 @@ def claim_deliveries(
     max_attempts: int,
     partitions: frozenset[int] | None,
 ) -> list[Delivery]:
-    """Claims free deliveries, oldest first, after everything that has expired or worn out got its due."""
+    """Claims free deliveries, oldest first; what times out now comes behind what is there already."""
     now = view.now()
+    expires_at = now + lease_duration
+    claimed = _claim_free(view, holder, limit, expires_at, max_attempts, partitions)
     _time_out(view, now)
     _expire_events(view, now)
+    if len(claimed) < limit:
+        claimed += _claim_free(view, holder, limit - len(claimed), expires_at, max_attempts, partitions)
+    return claimed
+
+
+def _claim_free(
+    view: View, holder: str, limit: int, expires_at: datetime, max_attempts: int, partitions: frozenset[int] | None
+) -> list[Delivery]:
+    """Claims what is free now, after what has worn out was buried."""
+    now = view.now()
     while worn_out := _worn_out(view, now, limit, max_attempts, partitions):
         for row in worn_out:
             bury(view, row, row.last_error or _WORN_OUT, now)
-    chosen: list[WaitRow] = []
-    for row in _free(view, now, partitions):
-        if len(chosen) == limit:
-            break
-        if row.attempts < max_attempts:
-            chosen.append(row)
-    return [_claimed(view, row, holder, now + lease_duration) for row in chosen]
+    usable = (row for row in _free(view, now, partitions) if row.attempts < max_attempts)
+    chosen = list(islice(usable, limit))
+    return [_claimed(view, row, holder, expires_at) for row in chosen]
 
 
 def next_delivery_at(view: View, partitions: frozenset[int] | None) -> datetime | None:

@@ -69,9 +69,11 @@ async def is_from_another_server(connection: AsyncConnection, *, schema: str | N
     """Says whether something in the feed has an id that this server has not given out yet."""
     next_id = func.pg_snapshot_xmax(_NOW)
     begun = func.pg_snapshot_xmax(cast(_consumer.start_snapshot, Snapshot()))
+    # The end of an index, also where the server knows nothing of the table yet.
+    last = select(_event.recorded_xid).order_by(_event.recorded_xid.desc()).limit(1).scalar_subquery()
     statement = select(
         or_(
-            exists().where(_event.recorded_xid >= next_id),
+            last >= next_id,
             exists().where(_checkpoint.recorded_xid > next_id),  # a start "now" on an idle server is the next id
             exists().where(begun > next_id),
         )

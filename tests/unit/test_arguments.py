@@ -72,12 +72,11 @@ def test_none_is_an_optional_key_and_instant() -> None:
 
 @given(st.datetimes(timezones=st.timezones()))
 def test_an_instant_is_the_same_one_in_utc(value: datetime) -> None:
-    try:
-        expected = value.astimezone(UTC)
-    except OverflowError:
+    if value.year in (1, 9999):  # one that the driver takes for an infinity, or that UTC cannot express
         with pytest.raises(InvalidArgument):
             check_instant(value, "due_at")
         return
+    expected = value.astimezone(UTC)
     checked = check_instant(value, "due_at")
     assert checked == expected
     assert checked.tzinfo is UTC

@@ -76,6 +76,20 @@ class TimeOutsContract(StoreContract):
         (delivery,) = await claim_deliveries(store)
         assert delivery.timed_out
 
+    @rule("C-35")
+    async def test_what_times_out_with_a_claim_comes_behind_what_was_delivered(
+        self, store: Store, clock: FrozenClock
+    ) -> None:
+        expires_at = clock.now() + _SECOND
+        for number in range(8):
+            await factories.add_flow(store, waits_for=f"parcel-{number}", expires_at=expires_at)
+        await factories.add_flow(store, waits_for="parcel-77")
+        clock.set(expires_at)
+        await store.correlations.publish("parcel-77", "at the same instant")
+        (first,) = await claim_deliveries(store, limit=1)
+        assert (first.timed_out, first.payload) == (False, "at the same instant")
+        assert [delivery.timed_out for delivery in await claim_deliveries(store, limit=10)] == [True] * 8
+
     @rule("C-35", "C-34")
     async def test_a_time_out_is_redelivered_until_it_is_acknowledged(self, store: Store, clock: FrozenClock) -> None:
         flow = await factories.add_flow(store, waits_for="parcel-77", expires_at=clock.now())

@@ -209,7 +209,7 @@ async def test_what_the_books_forgot_is_not_handed_out_again(
             await books.execute(
                 "UPDATE slots SET state = 'ready', holder = NULL WHERE database = $1 AND state = 'leased'", leased.name
             )
-            assert await books.fetchval(
+            assert await books.fetch(  # all rows of them: this process's other sessions, too
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = $1",
                 f"cascade_state pool holder of {os.getpid()}",
             )
