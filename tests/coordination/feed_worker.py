@@ -1,7 +1,7 @@
 """A process that runs a feed consumer until it is told to stop, or killed: each event has one row as its effect.
 
 Run as `python -m tests.coordination.feed_worker URL WORKER [hold]`. It says `ready` once it runs; with `hold` it says
-`holding` when it has a batch in hand, which it then keeps until it reads a line.
+`holding` when it has its first batch in hand, which it then keeps until it reads a line.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ def say(word: str) -> None:
 
 async def work(url: str, worker: str, *, holds: bool) -> None:
     async def handle(events: list[FlowEvent], uow: UnitOfWork) -> None:
+        nonlocal holds
         await keep_effects(uow, events, worker)
         if holds:
+            holds = False
             say("holding")
             await asyncio.to_thread(sys.stdin.readline)
             await uow.connection.execute(text("SELECT 1"))
