@@ -56,8 +56,8 @@ From the first import to the first database. Whoever finds the hash of the migra
 
 ## The machine
 
-{machine} Client and server share the cores, and the machine had other work to do: read the ratios, not the
-milliseconds.
+{machine} Client and server share the cores: read the
+ratios, not the milliseconds.
 """
 
 
