@@ -24,6 +24,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     literal_column,
     not_,
     null,
@@ -31,8 +32,10 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
+    union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import UserDefinedType
 
@@ -73,6 +76,7 @@ _NIL = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", UUID_VALUE
 _XID0 = literal_column("'0'::xid8", XID8())
 _ZERO = literal_column("0", BIGINT)
 _ONE = literal_column("1", INTEGER)
+_COLON, _COMMA, _NOTHING = (literal(text, TEXT) for text in (":", ",", ""))
 
 _PLACE = (_checkpoint.recorded_xid, _checkpoint.flow_instance_id, _checkpoint.sequence)
 
@@ -163,7 +167,19 @@ def _start_xid() -> ColumnElement[Any]:
 
 
 def _start_snapshot() -> ColumnElement[Any]:
-    return case((param("start", TEXT) == literal_column("'beginning'"), null()), else_=cast(_SNAPSHOT, Text))
+    return case((param("start", TEXT) == literal_column("'beginning'"), null()), else_=_what_is_committed())
+
+
+def _what_is_committed() -> ColumnElement[str]:
+    """The snapshot, with its own transaction among those under way: the server counts that one as visible to itself."""
+    own, ends = func.pg_current_xact_id_if_assigned(), func.pg_snapshot_xmax(_SNAPSHOT)
+    others = select(func.pg_snapshot_xip(_SNAPSHOT).label("xid"))
+    under_way = union_all(others, select(own).where(own < ends)).subquery("under_way")
+    listed = select(
+        func.string_agg(cast(under_way.c.xid, Text), aggregate_order_by(_COMMA, under_way.c.xid))
+    ).scalar_subquery()
+    begins = func.pg_snapshot_xmin(_SNAPSHOT)
+    return func.concat_ws(_COLON, cast(begins, Text), cast(ends, Text), func.coalesce(listed, _NOTHING))
 
 
 def _register() -> Select[Any]:

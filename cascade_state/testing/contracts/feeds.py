@@ -183,6 +183,23 @@ class FeedsContract(StoreContract):
             (flow.flow_instance_id, 4),
         }
 
+    @pytest.mark.parametrize("way", ["register", "reset"])
+    async def test_from_now_on_nothing_is_missed_of_the_unit_of_work_that_said_so(
+        self, store: Store, other_store: Store, way: str
+    ) -> None:
+        flow, other = await _family(store, 2)
+        async with store.begin() as uow:
+            flow = await uow.advance(flow.complete_step("charge"))
+            await other_store.advance(other.complete_step("charge"))  # a younger transaction, and committed by now
+            await getattr(uow.feeds, way)("invoices", start="now")
+            flow = await uow.advance(flow.complete_step("ship"))
+        assert (await store.statistics()).consumer_lags == {"invoices": 2}
+        batch = await take_batch(store, "invoices", partition_in(store, flow), count=2)
+        assert {(event.flow_instance_id, event.sequence) for event in batch.events} == {
+            (flow.flow_instance_id, 3),
+            (flow.flow_instance_id, 4),
+        }
+
     @rule("Feed")
     async def test_a_batch_ends_in_front_of_what_may_still_come(self, store: Store, other_store: Store) -> None:
         first, second, third = await _family(store, 3)
