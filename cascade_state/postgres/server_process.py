@@ -141,7 +141,10 @@ class ServerProcess:
         remove_sockets(Path(running.socket_directory))
 
     def kill(self) -> None:
-        """Ends the server's first process with SIGKILL, as a crash would; its sessions break off at once."""
+        """Ends the server's first process with SIGKILL, as a crash would.
+
+        Its sessions end by themselves, each when it next waits for something, and keep their locks until then.
+        """
         running = self.running()
         if running is not None and not self._signal_and_wait(running.process_id, signal.SIGKILL, 5.0):
             raise ServerFailed(f"server process {running.process_id} does not end", self._log_tail())

@@ -6,18 +6,23 @@ import asyncio
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from cascade_state.postgres.postmaster import is_alive
 from cascade_state.postgres.server_process import ServerFailed
 from cascade_state.postgres.shared_server import SharedServer, socket_url
+from tests.postgres.fault_tools import PATIENCE_SECONDS
 
 __all__ = ["OwnServer", "own_server"]
 
+_POLL_SECONDS = 0.01
 _SETTINGS = {
     # A killed server loses what it had not yet handed to the operating system, as always; only a power cut would lose
     # more now. `synchronous_commit` stays on: an acknowledged commit must survive every stop in these tests.
@@ -43,13 +48,27 @@ class OwnServer:
         await asyncio.to_thread(self._server.interrupt, mode="immediate")
 
     async def crash(self) -> None:
-        """Kills the server."""
-        await asyncio.to_thread(self._server.crash)
+        """Kills the server; returns when its sessions have noticed, because they keep their locks until then."""
+        await asyncio.to_thread(self._crash)
 
     async def start(self) -> None:
         """Starts the server again; returns when it accepts connections."""
         await asyncio.to_thread(self._server.start)
         assert socket_url(self._server.postmaster, "postgres") == self.url
+
+    def _crash(self) -> None:
+        sessions = _children_of(self._server.postmaster.process_id)
+        self._server.crash()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while any(is_alive(session, self._server.directory / "pgdata") for session in sessions):
+            assert time.monotonic() < deadline, "a session does not notice that its server is gone"
+            time.sleep(_POLL_SECONDS)
+
+
+def _children_of(process_id: int) -> list[int]:
+    listed = subprocess.run(["/bin/ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [int(child) for parent, child in pairs if int(parent) == process_id]
 
 
 @contextmanager
