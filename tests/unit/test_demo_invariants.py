@@ -206,3 +206,10 @@ def test_whoever_joined_when_little_was_left_need_not_have_worked(evidence: Evid
     logs = [log_of(evidence), WorkerLog(name="worker-4", work_left=29)]
     late = replace(evidence, logs=logs, scenario=replace(evidence.scenario, slow=frozenset()))
     assert broken(late) == set()
+
+
+def test_a_worker_that_was_killed_in_its_first_call_has_worked(evidence: Evidence) -> None:
+    key = find(evidence, "order").business_key or ""
+    held = frozenset({("flow", key, "charge-payment")})
+    logs = [log_of(evidence), WorkerLog(name="worker-2", killed=True, work_left=30, in_hand=held)]
+    assert broken(replace(evidence, logs=logs, scenario=replace(evidence.scenario, slow=frozenset()))) == set()
