@@ -225,7 +225,7 @@ def _renew(
 
 def _release(view: View, instances: Sequence[FlowInstance]) -> None:
     rows = []
-    for instance in {instance.flow_instance_id: instance for instance in instances}.values():
+    for instance in instances:
         row = _held_row(view, instance)
         if row is None:
             lease = instance.lease

@@ -8,7 +8,7 @@ is written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -96,7 +96,7 @@ class HeldTimer:
 
     timer_id: UUID
     token: int
-    holder: str
+    holder: str = field(compare=False)  # for the error: the token decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class HeldDelivery:
     flow_instance_id: UUID
     step_id: str
     token: int
-    holder: str
+    holder: str = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from cascade_state.errors import LeaseLost
 from cascade_state.model.advance import HeldDelivery, Limits
 from cascade_state.model.correlations import Correlation, DeadLetter, Delivery
 from cascade_state.model.publishing import EVENT_LIFETIME, PlannedPublication
+from cascade_state.postgres.diagnosis import raise_lost_delivery
 from cascade_state.postgres.direct import Record
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.instance_rows import lease_from_record, load_optional
@@ -154,10 +155,7 @@ class PostgresCorrelations(Correlations):
     async def _all_or_nothing(self, statement: Any, held: Sequence[HeldDelivery]) -> None:
         wanted = tuple(dict.fromkeys(held))
         values = {**held_values(self._executor, wanted), "held_count": len(wanted)}
-        current = {_identity(record) for record in await self._executor.fetch(statement, values)}
-        for item in wanted:
-            if (item.correlation_key, item.flow_instance_id, item.step_id) not in current:
-                raise _lost(item)
+        raise_lost_delivery(wanted, await self._executor.fetch(statement, values))
 
     async def _retry(self, held: HeldDelivery, after: timedelta, error: str) -> None:
         values = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import UUID
 
 from cascade_state.errors import (
@@ -13,8 +14,9 @@ from cascade_state.errors import (
     TransactionAborted,
     VersionConflict,
 )
-from cascade_state.model.advance import AdvancePlan
+from cascade_state.model.advance import AdvancePlan, HeldDelivery, HeldTimer
 from cascade_state.postgres.advance_values import BUSINESS_KEY_SCOPE
+from cascade_state.postgres.direct import Record
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.statements import deliveries as delivery_statements
 from cascade_state.postgres.statements import flow_instances as statements
@@ -22,7 +24,14 @@ from cascade_state.postgres.statements import timers as timer_statements
 from cascade_state.postgres.statements.parameters import columns
 from cascade_state.postgres.statements.waits import held_values
 
-__all__ = ["free_stale_key", "id_exists", "raise_why_not_advanced", "why_not_added"]
+__all__ = [
+    "free_stale_key",
+    "id_exists",
+    "raise_lost_delivery",
+    "raise_lost_timer",
+    "raise_why_not_advanced",
+    "why_not_added",
+]
 
 
 async def raise_why_not_advanced(executor: Executor, plan: AdvancePlan) -> None:
@@ -101,21 +110,28 @@ def id_exists(plan: AdvancePlan) -> AlreadyExists:
 
 async def _raise_lost_leases(executor: Executor, plan: AdvancePlan) -> None:
     """Raises for the first acknowledged timer or delivery whose lease is not current."""
-    if plan.complete_timers:
-        rows = [(executor.partition_of(held.timer_id), held.timer_id, held.token) for held in plan.complete_timers]
-        records = await executor.fetch(
-            timer_statements.HELD, columns("held", ("partition_id", "timer_id", "token"), rows)
-        )
-        current = {record["timer_id"] for record in records}
-        for timer in plan.complete_timers:
-            if timer.timer_id not in current:
-                raise LeaseLost(entity="timer", key=timer.timer_id, token=timer.token, holder=timer.holder)
-    if plan.complete_deliveries:
-        records = await executor.fetch(
-            delivery_statements.HELD,
-            held_values(executor, plan.complete_deliveries),
-        )
-        current = {(record["correlation_key"], record["flow_instance_id"], record["step_id"]) for record in records}
-        for held in plan.complete_deliveries:
-            if (held.correlation_key, held.flow_instance_id, held.step_id) not in current:
-                raise LeaseLost(entity="delivery", key=held.correlation_key, token=held.token, holder=held.holder)
+    timers, deliveries = plan.complete_timers, plan.complete_deliveries
+    if timers:
+        rows = [(executor.partition_of(held.timer_id), held.timer_id, held.token) for held in timers]
+        values = columns("held", tuple(timer_statements.HELD_COLUMNS), rows)
+        raise_lost_timer(timers, await executor.fetch(timer_statements.HELD, values))
+    if deliveries:
+        values = held_values(executor, deliveries)
+        raise_lost_delivery(deliveries, await executor.fetch(delivery_statements.HELD, values))
+
+
+def raise_lost_timer(wanted: Iterable[HeldTimer], records: Iterable[Record]) -> None:
+    """Raises `LeaseLost` for the first timer that is not among the records of those held; if there is one."""
+    current = {(record["timer_id"], record["lease_token"]) for record in records}
+    for held in wanted:
+        if (held.timer_id, held.token) not in current:
+            raise LeaseLost(entity="timer", key=held.timer_id, token=held.token, holder=held.holder)
+
+
+def raise_lost_delivery(wanted: Iterable[HeldDelivery], records: Iterable[Record]) -> None:
+    """Raises `LeaseLost` for the first delivery that is not among the records of those held; if there is one."""
+    names = ("correlation_key", "flow_instance_id", "step_id", "lease_token")
+    current = {tuple(record[name] for name in names) for record in records}
+    for held in wanted:
+        if (held.correlation_key, held.flow_instance_id, held.step_id, held.token) not in current:
+            raise LeaseLost(entity="delivery", key=held.correlation_key, token=held.token, holder=held.holder)

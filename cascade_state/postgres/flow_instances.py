@@ -250,26 +250,21 @@ class PostgresFlowInstances(FlowInstances):
         ]
 
     async def _release(self, instances: Sequence[FlowInstance]) -> None:
-        wanted = {instance.flow_instance_id: instance for instance in instances}
+        wanted = {(instance.flow_instance_id, _token(instance)): instance for instance in instances}
         values = {**self._held(list(wanted.values())), "held_count": len(wanted)}
         records = await self._executor.fetch(statements.RELEASE, values)
-        held = {record["flow_instance_id"] for record in records}
-        for identity, instance in wanted.items():
-            if identity not in held:
-                lease = instance.lease
-                raise LeaseLost(
-                    entity="flow instance",
-                    key=identity,
-                    token=None if lease is None else lease.token,
-                    holder=None if lease is None else lease.holder,
-                )
+        held = {(record["flow_instance_id"], record["lease_token"]) for record in records}
+        for (identity, token), instance in wanted.items():
+            if (identity, token) not in held:
+                holder = None if instance.lease is None else instance.lease.holder
+                raise LeaseLost(entity="flow instance", key=identity, token=token, holder=holder)
 
     def _held(self, instances: Sequence[FlowInstance]) -> dict[str, Any]:
         rows = [
             (
                 self._executor.partition_of(instance.flow_instance_id),
                 instance.flow_instance_id,
-                None if instance.lease is None else instance.lease.token,
+                _token(instance),
             )
             for instance in instances
         ]
@@ -316,6 +311,10 @@ def _decoded(records: Sequence[Record]) -> tuple[list[FlowInstance], list[Serial
         except SerializationError as error:
             undecodable.append(error)
     return items, undecodable
+
+
+def _token(instance: FlowInstance) -> int | None:
+    return None if instance.lease is None else instance.lease.token
 
 
 def _same_token(instance: FlowInstance, lease: Lease | None) -> bool:

@@ -21,6 +21,7 @@ from cascade_state.errors import (
 from cascade_state.model.advance import HeldTimer, Limits, PlannedTimer
 from cascade_state.model.leases import Lease
 from cascade_state.model.timers import WORN_OUT, Timer, TimerStatus
+from cascade_state.postgres.diagnosis import raise_lost_timer
 from cascade_state.postgres.direct import Record, Statement
 from cascade_state.postgres.executor import Executor
 from cascade_state.postgres.operations import Operation
@@ -202,10 +203,8 @@ class PostgresTimers(Timers):
             self._hint(wanted)
 
     async def _all_or_nothing(self, statement: Statement, wanted: Sequence[HeldTimer]) -> None:
-        records = await self._executor.fetch(statement, {**self._held(wanted), "held_count": len(wanted)})
-        if len(records) != len(wanted):
-            current = {(record["timer_id"], record["lease_token"]) for record in records}
-            raise _lost(next(item for item in wanted if (item.timer_id, item.token) not in current))
+        values = {**self._held(wanted), "held_count": len(wanted)}
+        raise_lost_timer(wanted, await self._executor.fetch(statement, values))
 
     async def _retry(self, held: HeldTimer, after: timedelta, error: str) -> Timer:
         return await self._given_back(statements.RETRY, held, {"after": after, "error": error})

@@ -217,17 +217,17 @@ def _are_all_held(held: CTE) -> ColumnElement[bool]:
 
 def _held() -> Select[Any]:
     given = given_deliveries()
-    return select(*key()).join_from(given, wait, is_held(given))
+    return select(*key("lease_token")).join_from(given, wait, is_held(given))
 
 
 def _complete() -> Select[Any]:
-    held = _held_rows()
+    held = _held_rows("lease_token")
     completed = delete(wait).where(same_wait(wait, held), _are_all_held(held)).cte("completed")
     return select(held).add_cte(completed)
 
 
 def _release() -> Select[Any]:
-    held = _held_rows()
+    held = _held_rows("lease_token")
     released = (
         update(wait)
         .where(same_wait(wait, held), _are_all_held(held))

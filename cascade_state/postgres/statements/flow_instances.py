@@ -380,7 +380,7 @@ def _release() -> Any:
     """Releases all or nothing: the rows are locked and counted first. Returns those that are held."""
     given = relation("held", _HELD_COLUMNS).cte("given")
     held = (
-        select(flow.c.partition_id, flow.c.flow_instance_id)
+        select(flow.c.partition_id, flow.c.flow_instance_id, flow.c.lease_token)
         .join_from(given, flow, _held(given))
         .order_by(flow.c.partition_id, flow.c.flow_instance_id)
         .with_for_update(of=flow, key_share=True)
@@ -393,7 +393,7 @@ def _release() -> Any:
         .values(lease_holder=None, lease_expires_at=None)
         .cte("released")
     )
-    return select(held.c.flow_instance_id).add_cte(released)
+    return select(held.c.flow_instance_id, held.c.lease_token).add_cte(released)
 
 
 RENEW = Statement("flow_instances.renew", _renew)

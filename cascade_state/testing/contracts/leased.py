@@ -13,17 +13,21 @@ from cascade_state.testing import factories
 from cascade_state.testing.contracts.base import LEASE
 from cascade_state.testing.contracts.claiming import Target, claim_deliveries, claim_timers
 
-__all__ = ["KINDS", "WRITES", "Item", "Leased", "Write"]
+__all__ = ["KINDS", "SHARED_WRITES", "WRITES", "Item", "Leased", "SharedWrite", "Write"]
 
 Item: TypeAlias = Any  # a claimed flow instance, timer or delivery
 Write: TypeAlias = Callable[[Target, Item], Awaitable[object]]
+SharedWrite: TypeAlias = Callable[[Target, list[Item]], Awaitable[object]]
 
 _SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
 class Leased:
-    """One kind of leased thing. `writes` are the calls that need the current token."""
+    """One kind of leased thing.
+
+    `writes` are the calls that need the current token; `shared_writes` those that take several items, all or nothing.
+    """
 
     entity: str
     add: Callable[[Store], Awaitable[object]]
@@ -31,6 +35,7 @@ class Leased:
     key: Callable[[Item], object]
     repository: str
     writes: Mapping[str, Write]
+    shared_writes: Mapping[str, SharedWrite]
 
     async def claim_one(self, target: Target, holder: str = "worker-1") -> Item:
         (item,) = await self.claim(target, holder)
@@ -62,9 +67,13 @@ async def _claim_instances(target: Target, holder: str) -> list[Item]:
 
 
 async def _advance_with(target: Target, item: Item) -> object:
-    """Advances the flow of a timer or delivery, acknowledging it."""
-    flow = await target.flow_instances.get(item.flow_instance_id)
-    return await target.advance(flow.resume(), completes=[item])
+    return await _advance_with_all(target, [item])
+
+
+async def _advance_with_all(target: Target, items: list[Item]) -> object:
+    """Advances the flow of timers or deliveries, acknowledging them."""
+    flow = await target.flow_instances.get(items[0].flow_instance_id)
+    return await target.advance(flow.resume(), completes=items)
 
 
 async def _advance_claimed(target: Target, item: FlowInstance) -> object:
@@ -84,6 +93,7 @@ KINDS = {
             "release": lambda target, item: target.flow_instances.release([item]),
             "advance": _advance_claimed,
         },
+        shared_writes={"release": lambda target, items: target.flow_instances.release(items)},
     ),
     "timer": Leased(
         entity="timer",
@@ -97,6 +107,11 @@ KINDS = {
             "retry": lambda target, item: target.timers.retry(item, after=_SECOND, error="late"),
             "give_up": lambda target, item: target.timers.give_up(item, reason="enough"),
             "advance": _advance_with,
+        },
+        shared_writes={
+            "release": lambda target, items: target.timers.release(items),
+            "complete": lambda target, items: target.timers.complete(items),
+            "advance": _advance_with_all,
         },
     ),
     "delivery": Leased(
@@ -112,8 +127,14 @@ KINDS = {
             "give_up": lambda target, item: target.correlations.give_up(item, reason="enough"),
             "advance": _advance_with,
         },
+        shared_writes={
+            "release": lambda target, items: target.correlations.release(items),
+            "complete": lambda target, items: target.correlations.complete(items),
+            "advance": _advance_with_all,
+        },
     ),
 }
 
 # Every call that needs the current token, of every kind of thing.
 WRITES = [(kind, write) for kind in sorted(KINDS) for write in sorted(KINDS[kind].writes)]
+SHARED_WRITES = [(kind, write) for kind in sorted(KINDS) for write in sorted(KINDS[kind].shared_writes)]

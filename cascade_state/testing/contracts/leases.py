@@ -13,7 +13,7 @@ from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
 from cascade_state.testing.contracts.base import LEASE, OpenStore, StoreContract
 from cascade_state.testing.contracts.claiming import MOMENT, Target, claim_deliveries
-from cascade_state.testing.contracts.leased import KINDS, WRITES, Item, Leased, Write
+from cascade_state.testing.contracts.leased import KINDS, SHARED_WRITES, WRITES, Item, Leased, Write
 from cascade_state.testing.contracts.rules import rule
 
 __all__ = ["LeasesContract"]
@@ -264,6 +264,23 @@ class LeasesContract(StoreContract):
         with pytest.raises(LeaseLost) as caught:
             await leased.release(store, [items[2], items[3], items[1], items[0]])
         assert caught.value.key == leased.key(items[3])
+
+    @rule("C-50")
+    @pytest.mark.parametrize("stale_first", [True, False], ids=["stale first", "stale last"])
+    @pytest.mark.parametrize(("kind", "write"), SHARED_WRITES)
+    async def test_a_stale_token_beside_the_current_one_is_lost(
+        self, store: Store, clock: FrozenClock, kind: str, write: str, stale_first: bool
+    ) -> None:
+        leased = KINDS[kind]
+        await leased.add(store)
+        stale = await leased.claim_one(store, "worker-1")
+        clock.advance(LEASE)
+        current = await leased.claim_one(store, "worker-1")
+        with pytest.raises(LeaseLost) as caught:
+            await leased.shared_writes[write](store, [stale, current] if stale_first else [current, stale])
+        assert (caught.value.key, caught.value.token) == (leased.key(stale), stale.lease.token)
+        assert await leased.claim(store, "worker-2") == []
+        await leased.shared_writes[write](store, [current, current])
 
     # Tokens
 
