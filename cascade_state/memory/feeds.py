@@ -234,8 +234,9 @@ def _retry(view: View, key: FeedCheckpointKey, error: str) -> int | None:
 def _lag(view: View, consumer: str) -> FeedLag | None:
     if view.feed_consumers.get(consumer) is None:
         return None
-    rows = [row for partition_id in range(view.partition_count) for row in _behind(view, consumer, partition_id)]
-    return FeedLag(events=len(rows), oldest_recorded_at=min((row.recorded_at for row in rows), default=None))
+    behind = [list(_behind(view, consumer, partition_id)) for partition_id in range(view.partition_count)]
+    oldest = min((rows[0].recorded_at for rows in behind if rows), default=None)
+    return FeedLag(events=sum(map(len, behind)), oldest_recorded_at=oldest)
 
 
 def lags(view: View) -> dict[str, int]:

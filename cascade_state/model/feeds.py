@@ -55,7 +55,11 @@ class RegisteredConsumer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedLag:
-    """How much a consumer has before it: committed events that it has not handled, and when the oldest was recorded."""
+    """How much a consumer has before it: committed events that it has not handled.
+
+    `oldest_recorded_at` is the earliest time of those that come next, one in each partition. Behind them there may be
+    an earlier one of the same transaction, because its flows have any order.
+    """
 
     events: int
     oldest_recorded_at: datetime | None

@@ -101,7 +101,7 @@ class FeedRules(SideBySide):
             lambda on, side: on.feeds.list_failing(),
         ]
         for consumer in ("invoices", "mails"):
-            looks.append(lambda on, side, name=consumer: on.feeds.lag(name))  # type: ignore[misc]
+            looks.append(lambda on, side, name=consumer: _lag(on, name))  # type: ignore[misc]
             looks.append(lambda on, side, name=consumer: _news(on, name, every))  # type: ignore[misc]
         return looks
 
@@ -145,6 +145,12 @@ async def _news(on: Target, consumer: str, partitions: range) -> tuple[tuple[int
     """What must wait is a store's own affair: a unit of work's own events do, in a store where anything does."""
     news = await on.feeds.find_news(consumer, partitions)
     return news.ready, news.is_paused
+
+
+async def _lag(on: Target, consumer: str) -> tuple[int, bool]:
+    """Which events come next, and so their times, is a store's own affair where flows share a transaction."""
+    lag = await on.feeds.lag(consumer)
+    return lag.events, lag.oldest_recorded_at is None
 
 
 async def _shown(on: Target) -> int:
