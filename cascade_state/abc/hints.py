@@ -1,4 +1,4 @@
-"""Hints: where something may have become claimable, or was recorded; a shorter wait, and never the guarantee."""
+"""Hints: where something may have become claimable, was recorded, or has changed; never the guarantee."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HintListener", "HintTopic"]
 
-# "work": a timer, a delivery or a flow may be claimable, now or later; "events": history was recorded (the feed).
-HintTopic: TypeAlias = Literal["work", "events"]
+# "work": a timer, a delivery or a flow may be claimable, now or later; "events": history was recorded (the feed);
+# "members": the workers or the owners of a replica set changed, told by the partition of the set's name.
+HintTopic: TypeAlias = Literal["work", "events", "members"]
 
 
 class HintListener(ABC):

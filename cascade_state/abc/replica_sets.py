@@ -26,7 +26,8 @@ class ReplicaSets(Repository, ABC):
     makes, in its own transaction, a plan that gives each worker a fair share (floor or floor + 1 of P) and
     moves no more partitions than needed. Partitions without a living owner go to their new one at once;
     others go when their owner hands them over with its next heartbeat. There is no leader: whoever notices
-    that a worker is gone makes the plan.
+    that a worker is gone makes the plan. Each change of a set, and each hand-over, is hinted
+    (`store.listen("members")`), so that the others need not wait for their next heartbeat.
 
     Locks are taken in this order: the row of the set (joining, leaving and removing the stale wait for each
     other; a heartbeat that would have to wait leaves it to the other one), workers, plan, assignments. Owners

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
 
 from cascade_state.abc.advancing import Advancing
 from cascade_state.abc.capabilities import Capabilities
@@ -182,10 +182,11 @@ class Store(Advancing, ABC):
         connection to `direct_url`; without one, and with `hints=False`, nothing is heard, and `is_listening` says so.
 
         Args:
-            topic: "work": what workers claim; "events": what the feed reads.
+            topic: "work": what workers claim; "events": what the feed reads; "members": who is in a replica set, and
+                owns what. What is heard then is `partition_of_key` of the set's name; another set can have the same.
         """
         self._guard.call(writes=False)
-        if topic not in ("work", "events"):
+        if topic not in get_args(HintTopic):
             raise UsageError(f"unknown topic {topic!r}")
         return self._listener(topic)
 

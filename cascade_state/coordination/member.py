@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from cascade_state.abc.store import Store
 from cascade_state.errors import CascadeStateError, LeaseLost, UsageError
+from cascade_state.ids import partition_of_key
 from cascade_state.model.replica_sets import Membership
 from cascade_state.types import JsonObject
 
@@ -35,6 +36,7 @@ T = TypeVar("T")
 _log = logging.getLogger("cascade_state.coordination")
 
 _HURRY = 4  # beats per interval while partitions are on their way from or to this worker
+_HINT_SPACING_SECONDS = 0.1  # a hundred workers that hand over at once must not cost a hundred heartbeats of each
 _LONGEST_GOODBYE_SECONDS = 5.0
 
 
@@ -79,6 +81,7 @@ class Member:
         self._in_hand: Counter[int] = Counter()
         self._released_at: dict[int, float] = {}  # when it was learnt that a partition is to go
         self._heartbeats: asyncio.Task[None] | None = None
+        self._hints: asyncio.Task[None] | None = None
         self._unanswered: set[asyncio.Task[Any]] = set()
 
     # What it knows
@@ -165,6 +168,7 @@ class Member:
     async def _join(self) -> None:
         await self._register()
         self._heartbeats = asyncio.create_task(self._send_heartbeats(), name=f"heartbeats of {self.worker_id}")
+        self._hints = asyncio.create_task(self._follow_hints(), name=f"hints for {self.worker_id}")
         _log.info(
             "joined replica_set=%s worker_id=%s partitions=%d awaited=%d",
             self._replica_set,
@@ -188,9 +192,10 @@ class Member:
 
     async def _leave(self) -> None:
         """Stops the heartbeats, gives the partitions back, and forgets the share; never raises for the database."""
-        if self._heartbeats is not None:
-            self._heartbeats.cancel()
-            await asyncio.wait([self._heartbeats])
+        for task in (self._heartbeats, self._hints):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         self._has_left = True
         if self._expiry is not None:
             self._expiry.cancel()
@@ -228,6 +233,16 @@ class Member:
                 )
             except Exception:
                 _log.exception("heartbeat failed replica_set=%s worker_id=%s", self._replica_set, self.worker_id)
+
+    async def _follow_hints(self) -> None:
+        """Beats early when others joined, left or handed over; without hints the heartbeats alone find it out."""
+        where = partition_of_key(self._replica_set, self._store.options.partition_count)
+        async with self._store.listen("members") as hints:
+            self._nudged.set()  # for what changed before it listened
+            while True:
+                if where in await hints.wait():
+                    self._nudged.set()
+                    await asyncio.sleep(_HINT_SPACING_SECONDS)
 
     async def _pause(self) -> None:
         """Waits for the time of the next heartbeat; never longer than an interval, so that the bounds hold."""

@@ -34,7 +34,8 @@ class ReplicaSet:
 
     Partitions are spread evenly: with n workers each owns floor(P / n) or one more. Whoever joins has its fair
     share within two heartbeat intervals; whoever leaves hands over at once; the share of whoever dies or loses
-    the database is taken over within `stale_after` and one interval. Nothing depends on a leader, or on the
+    the database is taken over within `stale_after` and one interval. Hints make the others notice who joins and
+    who leaves within milliseconds; without them their heartbeats do. Nothing depends on a leader, or on the
     clocks of the workers.
     """
 

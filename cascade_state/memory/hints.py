@@ -6,9 +6,10 @@ What is hinted is read off the rows that a commit changed, so no code that write
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from cascade_state.abc.hints import HintListener, HintTopic
+from cascade_state.ids import partition_of_key
 from cascade_state.model.timers import TimerStatus
 
 __all__ = ["HintBoard", "MemoryHintListener"]
@@ -18,7 +19,7 @@ class HintBoard:
     """The listeners of one memory store."""
 
     def __init__(self, partition_count: int) -> None:
-        self._mask = partition_count - 1
+        self._partition_count = partition_count
         self._listeners: dict[MemoryHintListener, HintTopic] = {}
 
     def __bool__(self) -> bool:
@@ -34,16 +35,21 @@ class HintBoard:
 
     def tell(self, changes: Iterable[tuple[str, Any, Any]]) -> None:
         """Tells what was committed, given as (table, key, row as it is now)."""
-        hinted: dict[HintTopic, set[int]] = {"work": set(), "events": set()}
+        hinted: dict[HintTopic, set[int]] = {topic: set() for topic in get_args(HintTopic)}
         for table, key, row in changes:
-            if table == "feed_consumers":  # resumed, perhaps: it concerns all of them
-                hinted["events"].update(range(self._mask + 1))
-                continue
             topic = _topic(table, row)
             if topic is not None:
-                hinted[topic].add(_flow_bits(table, key) & self._mask)
+                hinted[topic].update(self._partitions(table, key))
         for listener, topic in self._listeners.items():
             listener.hear(hinted[topic])
+
+    def _partitions(self, table: str, key: Any) -> Iterable[int]:
+        if table == "feed_consumers":
+            return range(self._partition_count)
+        if table in ("replica_sets", "partition_assignments"):
+            name: str = key if table == "replica_sets" else key[0]
+            return (partition_of_key(name, self._partition_count),)
+        return (_flow_bits(table, key) & (self._partition_count - 1),)
 
 
 class MemoryHintListener(HintListener):
@@ -65,6 +71,15 @@ class MemoryHintListener(HintListener):
         self._board.remove(self)
 
 
+# Tables each of whose changes is hinted. A consumer is resumed, perhaps, which concerns all of its partitions.
+_TOPICS: dict[str, HintTopic] = {
+    "flow_events": "events",
+    "feed_consumers": "events",
+    "replica_sets": "members",
+    "partition_assignments": "members",
+}
+
+
 def _topic(table: str, row: Any) -> HintTopic | None:
     if row is None:
         return None
@@ -72,7 +87,7 @@ def _topic(table: str, row: Any) -> HintTopic | None:
         return "work" if row.status is TimerStatus.PENDING else None
     if table == "correlations":
         return "work" if row.lease_holder is None and (row.delivered_at or row.expires_at) else None
-    return "events" if table == "flow_events" else None
+    return _TOPICS.get(table)
 
 
 def _flow_bits(table: str, key: Any) -> int:

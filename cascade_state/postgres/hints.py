@@ -1,4 +1,4 @@
-"""Hints: NOTIFY with a partition number when something in it may have become claimable.
+"""Hints: NOTIFY with a partition number when something in it may have become claimable, or has changed.
 
 A hint is never the guarantee, only a shorter wait; whoever listens polls as well. It is sent outside the transaction
 that wrote, after its commit: a NOTIFY inside a transaction takes a lock of the whole server at commit, and was measured
@@ -29,6 +29,9 @@ __all__ = ["HintSender", "hint_channel", "hint_payload", "read_hint"]
 _log = logging.getLogger("cascade_state.hints")
 
 _COALESCING_SECONDS = 0.01
+_PREFIXES: dict[HintTopic, str] = {"work": "", "events": "e", "members": "m"}
+_TOPICS = {prefix: topic for topic, prefix in _PREFIXES.items()}
+_LETTERS = "".join(_TOPICS)
 
 
 def hint_channel(schema: str | None) -> str:
@@ -37,16 +40,17 @@ def hint_channel(schema: str | None) -> str:
 
 
 def hint_payload(partition_id: int, topic: HintTopic = "work") -> str:
-    """Returns what a notification carries: the number of the partition, after an `e` when events were recorded."""
-    return str(partition_id) if topic == "work" else f"e{partition_id}"
+    """Returns what a notification carries: the number of the partition, after a letter for the topic."""
+    return f"{_PREFIXES[topic]}{partition_id}"
 
 
 def read_hint(payload: str) -> tuple[int, HintTopic] | None:
     """Returns what a notification says, None for one that is no hint."""
-    number = payload.removeprefix("e")
-    if not (number.isascii() and number.isdigit()):
+    number = payload.lstrip(_LETTERS)
+    topic = _TOPICS.get(payload[: len(payload) - len(number)])
+    if topic is None or not (number.isascii() and number.isdigit()):
         return None
-    return int(number), "work" if number == payload else "events"
+    return int(number), topic
 
 
 def _notify() -> Select[tuple[None]]:

@@ -40,6 +40,7 @@ class PostgresReplicaSets(ReplicaSets):
             await change.add_worker(worker_id, stale_after, metadata)
             await change.plan()
             share = await executor.fetch(statements.SHARE, _values(executor, replica_set, worker_id))
+            _hint(executor, replica_set)
         return _membership(share, replica_set, worker_id)
 
     async def _beat(self, replica_set: str, worker_id: str, stale_after: timedelta, keep: frozenset[int]) -> Membership:
@@ -49,7 +50,9 @@ class PostgresReplicaSets(ReplicaSets):
             if await self._plan_anew(replica_set):
                 share = await self._executor.fetch(statements.SHARE, values)
         if any(_can_move(record, keep) for record in share):
-            await self._executor.fetch(statements.HAND_OVER, {**values, "kept": [str(kept) for kept in sorted(keep)]})
+            handed_over = {**values, "kept": [str(kept) for kept in sorted(keep)]}
+            if await self._executor.fetch(statements.HAND_OVER, handed_over):
+                _hint(self._executor, replica_set)
             share = await self._executor.fetch(statements.SHARE, values)
         if not share:
             raise LeaseLost(entity="worker of replica set", key=replica_set, holder=worker_id)
@@ -63,6 +66,7 @@ class PostgresReplicaSets(ReplicaSets):
                 return False
             await change.remove_silent()
             await change.plan()
+            _hint(executor, replica_set)
         return True
 
     async def _leave(self, replica_set: str, worker_id: str) -> bool:
@@ -72,6 +76,7 @@ class PostgresReplicaSets(ReplicaSets):
                 return False
             await change.remove_silent()
             await change.plan()
+            _hint(executor, replica_set)
         return True
 
     async def _change(self, executor: Executor, replica_set: str) -> _Change:
@@ -180,6 +185,11 @@ class _Change:
 
     def _values(self, worker_id: str = "") -> dict[str, Any]:
         return _values(self._executor, self._replica_set, worker_id)
+
+
+def _hint(executor: Executor, replica_set: str) -> None:
+    """Has the workers of the set look, once it is committed: who is there has changed, or who owns what."""
+    executor.hint(executor.partition_of_key(replica_set), "members")
 
 
 def _values(executor: Executor, replica_set: str, worker_id: str) -> dict[str, Any]:

@@ -107,6 +107,26 @@ async def test_sets_of_different_names_know_nothing_of_each_other(store: Store) 
         assert (await store.statistics()).workers_alive == 2
 
 
+HOUR = timedelta(hours=1)
+
+
+async def test_hints_tell_the_others_who_joins_and_who_leaves_long_before_their_heartbeats(store: Store) -> None:
+    count = store.options.partition_count
+    seldom: dict[str, Any] = {"heartbeat_interval": HOUR, "stale_after": 3 * HOUR}
+    async with a_set(store, **seldom).join() as first:
+        async with a_set(store, **seldom).join() as second, a_set(store, **seldom).join() as third:
+            await settled([first, second, third], count)
+        await settled([first], count)
+        assert first.generation == 5
+
+
+async def test_members_without_hints_find_it_out_by_their_heartbeats(database_url: str) -> None:
+    async with open_store(database_url, hints=False) as store, a_set(store).join() as first:
+        async with a_set(store).join() as second:
+            await settled([first, second], store.options.partition_count)
+        await settled([first], store.options.partition_count)
+
+
 # Handing over
 
 

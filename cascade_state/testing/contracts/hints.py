@@ -8,7 +8,7 @@ import pytest
 
 from cascade_state.abc import HintListener, Store
 from cascade_state.errors import InvalidArgument, StoreNotOpen, UsageError
-from cascade_state.ids import partition_of
+from cascade_state.ids import partition_of, partition_of_key
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
@@ -119,6 +119,58 @@ class HintsContract(StoreContract):
             await store.timers.complete([timer])
             await store.correlations.complete([delivery])
             await self._hears_nothing(hints, store)
+
+    @rule("Hints")
+    async def test_every_change_of_a_replica_set_is_hinted_and_no_heartbeat_that_changes_nothing(
+        self, store: Store, other_store: Store, clock: FrozenClock
+    ) -> None:
+        names = ("shipping", "billing")
+        shipping, billing = (partition_of_key(name, store.options.partition_count) for name in names)
+        assert shipping != billing
+
+        async def join(worker_id: str, replica_set: str = "shipping") -> None:
+            await store.replica_sets.join(replica_set, worker_id, stale_after=_HOUR)
+
+        async def beat(worker_id: str) -> None:
+            await store.replica_sets.beat("shipping", worker_id, stale_after=_HOUR)
+
+        async with other_store.listen("members") as hints, other_store.listen() as work:
+            for worker_id in ("a", "b"):
+                await join(worker_id)
+                await self._hears(hints, shipping)
+            await beat("a")  # hands over
+            await self._hears(hints, shipping)
+            for worker_id in ("a", "b"):
+                await beat(worker_id)
+            await join("c", "billing")
+            await self._hears(hints, billing)
+            assert await store.replica_sets.leave("shipping", "b")
+            await self._hears(hints, shipping)
+            assert not await store.replica_sets.leave("shipping", "b")
+            await join("d")
+            await self._hears(hints, shipping)
+            clock.advance(_HOUR / 2)
+            await beat("a")  # hands over
+            await self._hears(hints, shipping)
+            clock.advance(_HOUR / 2)
+            await beat("a")  # finds that d has gone silent
+            await self._hears(hints, shipping)
+            await self._hears_nothing(work, store)
+
+    @rule("Hints", "C-01")
+    async def test_a_join_in_a_unit_of_work_is_hinted_when_it_commits_and_only_then(
+        self, store: Store, other_store: Store
+    ) -> None:
+        dropped, kept = (partition_of_key(name, store.options.partition_count) for name in ("billing", "shipping"))
+        assert dropped != kept
+        async with other_store.listen("members") as hints:
+            async with store.begin() as uow:
+                await uow.replica_sets.join("billing", "a", stale_after=_HOUR)
+                await uow.rollback()
+            async with store.begin() as uow:
+                await uow.replica_sets.join("shipping", "a", stale_after=_HOUR)
+                assert await hints.wait(_NOW) == frozenset()
+            await self._hears(hints, kept)
 
     @rule("Hints")
     async def test_who_stops_listening_hears_no_more(self, store: Store) -> None:
