@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from scripts.drawing import ACCENT, FAINT, LINE, Drawing
 
@@ -24,7 +24,7 @@ def draw_bars(
     top: float,
     left: float,
     width: float,
-    highlighted: str,
+    highlighted: Collection[str],
     text: Callable[[float], str] = _one_digit,
     logarithmic: bool = False,
 ) -> None:
@@ -38,5 +38,5 @@ def draw_bars(
         length = max(_LEAST, part * width)
         y = top + number * ROW
         drawing.text(left - 12, y + 15, name, anchor="end")
-        drawing.box(left, y, length, 20, fill=ACCENT if name == highlighted else LINE, radius=2)
+        drawing.box(left, y, length, 20, fill=ACCENT if name in highlighted else LINE, radius=2)
         drawing.text(left + length + 8, y + 15, text(value), colour=FAINT)

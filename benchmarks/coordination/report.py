@@ -20,7 +20,7 @@ __all__ = [
     "wake_ups_table",
 ]
 
-_NAMES = {OURS: "hints"}
+_WAYS = {OURS: "hints"}
 
 
 def as_markdown(document: Mapping[str, Any]) -> str:
@@ -55,16 +55,22 @@ def claims_table(document: Mapping[str, Any]) -> Iterator[str]:
 
 def wake_ups_table(document: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines of the table of ways from a commit to its handler."""
-    yield "| from the commit to the handler | p50 ms | p99 ms |"
-    yield "|---|---|---|"
-    for name, figures in wake_up_ways(document).items():
-        yield f"| {name} | {figures['p50_ms']:.2f} | {figures['p99_ms']:.2f} |"
+    yield "| from the commit to the handler of | way | p50 ms | p99 ms |"
+    yield "|---|---|---|---|"
+    for what, ways in wake_up_ways(document).items():
+        for way, figures in ways.items():
+            yield f"| {what} | {way} | {figures['p50_ms']:.2f} | {figures['p99_ms']:.2f} |"
 
 
-def wake_up_ways(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the figures of each way to learn of a commit."""
-    (result,) = (one for one in document["hand_overs"] if one["name"] == WAKE_UPS)
-    return {_NAMES.get(name, name): figures for name, figures in result["contenders"].items()}
+def wake_up_ways(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the figures of each way to learn of a commit, for each kind of item that was measured."""
+    return {
+        result["name"].removeprefix(f"{WAKE_UPS} of ").replace(WAKE_UPS, "a delivery"): {
+            _WAYS.get(way, way): figures for way, figures in result["contenders"].items()
+        }
+        for result in document["hand_overs"]
+        if result["name"].startswith(WAKE_UPS)
+    }
 
 
 def take_over_table(document: Mapping[str, Any]) -> Iterator[str]:

@@ -55,8 +55,9 @@ statements sent by hand on a held connection of asyncpg.
 
 {wake_ups}
 
-A flow waits for an event, the event is published, and a worker of the same process begins to handle it. With hints the
-publisher notifies after its commit; without them the worker finds the event when it looks. The bare way is
+A delivery: a flow waits for an event, which is published. A timer: it is scheduled for now. An event of the feed: a
+step completes. Then a worker or a feed consumer of the same process begins to handle it. With hints whoever committed
+notifies after the commit; without them the other one finds it when it looks, as often as is said. The bare way is
 `LISTEN`, `NOTIFY` and a claim, by hand.
 
 ## Take-over
@@ -103,19 +104,30 @@ def _plot(document: Mapping[str, Any]) -> str:
         for one in document["hand_overs"]
         if one["name"].startswith(CLAIMS)
     }
-    ways = {name: figures["p50_ms"] for name, figures in wake_up_ways(document).items()}
+    ways = {
+        f"{what}: {way}": figures["p50_ms"]
+        for what, by_way in wake_up_ways(document).items()
+        for way, figures in by_way.items()
+    }
     rounds = {f"round {number}": one for number, one in enumerate(document["take_over"]["seconds"], start=1)}
     panels = [
         ("Timers claimed and completed, thousands a second", claims),
         ("From the commit to the handler, median in ms", ways),
         ("Take-over in seconds", rounds | {"at most": take_over_bound(document)}),
     ]
-    left, width, head = 240, 360, 44
+    left, width, head = 320, 360, 44
     height = 20 + sum(head + ROW * len(values) for _, values in panels)
     drawing = Drawing(left + width + 90, height, "Timers claimed, ways from a commit to its handler, and take-overs")
     top = 10.0
     for title, values in panels:
         drawing.text(16, top + 20, title, colour=FAINT, weight="bold")
-        draw_bars(drawing, values, top=top + head - 8, left=left, width=width, highlighted="hints")
+        draw_bars(
+            drawing,
+            values,
+            top=top + head - 8,
+            left=left,
+            width=width,
+            highlighted={f"{what}: hints" for what in wake_up_ways(document)},
+        )
         top += head + ROW * len(values)
     return drawing.svg()

@@ -80,5 +80,5 @@ def _plot(document: Mapping[str, Any]) -> str:
     left, width = 300, 360
     drawing = Drawing(left + width + 90, 60 + ROW * len(costs), "What isolation costs a test")
     drawing.text(16, 28, "Milliseconds a test that works for 30 ms besides", weight="bold")
-    draw_bars(drawing, costs, top=48, left=left, width=width, highlighted=_OURS)
+    draw_bars(drawing, costs, top=48, left=left, width=width, highlighted={_OURS})
     return drawing.svg()

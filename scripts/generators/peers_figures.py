@@ -126,7 +126,7 @@ def _plot(document: Mapping[str, Any]) -> str:
             top=top - 8,
             left=left,
             width=width,
-            highlighted=OURS,
+            highlighted={OURS},
             text=lambda value: f"{value:.1f} ×",
             logarithmic=True,
         )
