@@ -204,8 +204,8 @@ class FlowInstances(Repository, ABC):
         waits for rows of another open unit of work. Does not change `version`.
 
         Args:
-            partitions: Claims flows in these partitions only. Where there are more than `limit`, each partition's
-                oldest come first, and which partition does is not promised. None: all.
+            partitions: Claims flows in these partitions only. Where there are more than `limit`, the oldest of all is
+                claimed, then the oldest of its partition and status, then those of another. None: all.
             orphans: Claims only flows whose lease has expired: their holder vanished in the middle of its work.
         """
         check_key(holder, "holder")

@@ -288,11 +288,11 @@ def _claim_in(shape: frozenset[str], orphans: bool) -> Select[Any]:
         return (query.where(flow.c.lease_holder.is_not(None)) if orphans else query).order_by(*order)
 
     always: ColumnElement[bool] = literal_column("true")
-    first = free(places, flow.c.created_at).limit(literal_column("1", INTEGER)).lateral("first")
+    first = free(places, *order).limit(literal_column("1", INTEGER)).lateral("first")
     ordered = (
         select(places)
         .join_from(places, first, always)
-        .order_by(first.c.created_at, places.c.partition_id)
+        .order_by(first.c.created_at, first.c.flow_instance_id)
         .subquery("ordered")
     )
     taken = (

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -33,21 +33,21 @@ from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.testing import factories
 from cascade_state.testing.contracts.feed_rules import FeedRules
+from cascade_state.testing.contracts.lease_rules import LeaseRules
+from cascade_state.testing.contracts.replica_set_rules import ReplicaSetRules
 from cascade_state.testing.contracts.side_by_side import Operation, Target
 
 __all__ = ["SideBySideMachine"]
-
-_LEASE = timedelta(seconds=30)
 
 _NUMBERS = st.integers(0, 30)  # which of the things made so far, modulo how many there are
 _FLOW_IDS = st.sampled_from(["order", "invoice"])
 _STEPS = st.sampled_from(["charge", "ship"])
 _KEYS = st.sampled_from(["parcel-1", "parcel-2"])
 _BUSINESS_KEYS = st.sampled_from([None, "order-1", "order-2"])
-_HOLDERS = st.sampled_from(["worker-1", "worker-2"])
 _SECONDS = st.sampled_from([0, 1, 30, 31, 3600]).map(lambda seconds: timedelta(seconds=seconds))
 _EXPIRIES = st.sampled_from([None, 0, 10, 40]).map(lambda value: None if value is None else timedelta(seconds=value))
 _LIMITS = st.sampled_from([1, 2, 100])
+_NESTED = 2  # savepoints at a time
 _DOCUMENTS = st.sampled_from([None, {}, {"n": 1}, [1.0, -0.0, True, None], "é💣"])
 
 # Transitions by name; the second value is drawn with them.
@@ -67,7 +67,7 @@ _TRANSITIONS: dict[str, Callable[[FlowInstance, Any], FlowInstance]] = {
 _STEPS_TAKEN = st.lists(st.tuples(st.sampled_from(sorted(_TRANSITIONS)), st.sampled_from([0, 1, 31])), max_size=4)
 
 
-class SideBySideMachine(FeedRules):
+class SideBySideMachine(FeedRules, LeaseRules, ReplicaSetRules):
     """Drives two stores side by side under one clock."""
 
     # Time and transactions
@@ -94,6 +94,16 @@ class SideBySideMachine(FeedRules):
     @rule(commit=st.sampled_from([True, True, False]))
     def end(self, commit: bool) -> None:
         self.run(self.leave(commit=commit))
+
+    @precondition(lambda self: self.units is not None and len(self.savepoints) < _NESTED)
+    @rule()
+    def set_savepoint(self) -> None:
+        self.run(self.enter_savepoints())
+
+    @precondition(lambda self: self.savepoints)
+    @rule(keep=st.booleans())
+    def end_savepoint(self, keep: bool) -> None:
+        self.run(self.leave_savepoints(keep=keep))
 
     # Definitions
 
@@ -297,66 +307,41 @@ class SideBySideMachine(FeedRules):
         for letter in letters[0][:1]:
             self.both(lambda on, side: on.correlations.republish(letter))  # noqa: B023 - called at once
 
-    # Leases
-
-    @rule(repository=st.sampled_from(["timers", "correlations", "flow_instances"]), holder=_HOLDERS, limit=_LIMITS)
-    def claim(self, repository: str, holder: str, limit: int) -> None:
-        method = {"timers": "claim_due", "correlations": "claim_delivered", "flow_instances": "claim"}[repository]
-        claimed = self.both(
-            lambda on, side: getattr(getattr(on, repository), method)(holder, limit=limit, lease_duration=_LEASE)
-        )
-        self.remember_held(repository, claimed)
-        if claimed is not None and repository == "flow_instances":
-            for pair in zip(*claimed, strict=True):
-                self.remember(pair)
-
-    @precondition(lambda self: any(self.held.values()))
-    @rule(
-        repository=st.sampled_from(["flow_instances", "timers", "correlations"]),
-        what=st.sampled_from(["renew", "release", "complete"]),
-        numbers=st.lists(_NUMBERS, min_size=1, max_size=3),
-    )
-    def use_leases(self, repository: str, what: str, numbers: list[int]) -> None:
-        items = self.some_held(repository, numbers)
-        if what == "complete" and repository == "flow_instances":
-            return
-        options = [_LEASE] if what == "renew" else []
-        renewed = self.both(
-            lambda on, side: getattr(getattr(on, repository), what)([item[side] for item in items], *options)
-        )
-        if what == "renew":
-            self.remember_held(repository, renewed)
-
-    @precondition(lambda self: self.held["timers"] or self.held["correlations"])
-    @rule(
-        repository=st.sampled_from(["timers", "correlations"]), gives_up=st.booleans(), number=_NUMBERS, after=_SECONDS
-    )
-    def fail_work(self, repository: str, gives_up: bool, number: int, after: timedelta) -> None:
-        method, options = (
-            ("give_up", {"reason": "enough"}) if gives_up else ("retry", {"after": after, "error": "late"})
-        )
-        for item in self.some_held(repository, [number % 2]):
-            self.both(lambda on, side: getattr(getattr(on, repository), method)(item[side], **options))  # noqa: B023 - called at once
-
     # Looking
 
     @rule(
-        status=st.sampled_from([None, *FlowStatus]),
+        statuses=st.none() | st.lists(st.sampled_from(FlowStatus), max_size=3),
         flow_id=st.none() | _FLOW_IDS,
+        version=st.sampled_from([None, None, 1, 2]),
         prefix=st.sampled_from([None, "order"]),
+        child_of=st.none() | _NUMBERS,
+        ranged=st.sampled_from([None, None, "created", "updated", "completed"]),
         outside=st.booleans(),
     )
-    def look_around(self, status: FlowStatus | None, flow_id: str | None, prefix: str | None, outside: bool) -> None:
+    def look_around(
+        self,
+        statuses: list[FlowStatus] | None,
+        flow_id: str | None,
+        version: int | None,
+        prefix: str | None,
+        child_of: int | None,
+        ranged: str | None,
+        outside: bool,
+    ) -> None:
+        ranges: dict[str, Any] = {}
+        if ranged is not None:
+            ranges = {f"{ranged}_from": self.clock.now() - timedelta(hours=1), f"{ranged}_to": self.clock.now()}
         chosen = FlowInstanceFilter(
-            statuses=None if status is None else [status], flow_id=flow_id, business_key_prefix=prefix
+            statuses=statuses,
+            flow_id=flow_id,
+            flow_version=version,
+            business_key_prefix=prefix,
+            parent_id=None if child_of is None or not self.flows else self.flow_id(child_of),
+            **ranges,
         )
-        self.both(lambda on, side: on.flow_instances.list_page(chosen, limit=2), outside=outside)
+        self.both(lambda on, side: _page_by_page(on, chosen), outside=outside)
         self.both(lambda on, side: on.flow_instances.count(chosen), outside=outside)
         self.compare_all(outside=outside)
-
-    async def _next_due_at(self, on: Target, side: int) -> datetime | None:
-        found = await on.timers.next_due_at()
-        return None if found is None else max(found, self.clock.now())  # what is due is due, since whenever
 
     def compare_all(self, *, outside: bool = False) -> None:
         looks: list[Operation[Any]] = [
@@ -366,7 +351,8 @@ class SideBySideMachine(FeedRules):
             lambda on, side: on.flow_definitions.list_versions("invoice"),
             lambda on, side: on.correlations.list_dead_letters(),
             lambda on, side: on.timers.list_dead(),
-            self._next_due_at,
+            *self.lease_looks(),
+            *self.replica_set_looks(),
         ]
         for key in ("parcel-1", "parcel-2"):
             looks.append(lambda on, side, key=key: on.correlations.list_waiting(key))  # type: ignore[misc]
@@ -380,6 +366,16 @@ class SideBySideMachine(FeedRules):
         self.settle()
         for look in [*looks, *self.feed_looks()]:
             self.both(look, outside=outside)
+
+
+async def _page_by_page(on: Target, chosen: FlowInstanceFilter) -> list[FlowInstance]:
+    found: list[FlowInstance] = []
+    page = await on.flow_instances.list_page(chosen, limit=2)
+    found += page.items
+    while page.next_cursor is not None:
+        page = await on.flow_instances.list_page(chosen, limit=2, cursor=page.next_cursor)
+        found += page.items
+    return found
 
 
 async def _exported(target: Target, flow_instance_id: UUID) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class SideBySide(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._scope = AsyncExitStack()
         self.unit_scope: AsyncExitStack = AsyncExitStack()
+        self.savepoints: list[Pair[AbstractAsyncContextManager[UnitOfWork]]] = []
         self.stores: Pair[Store] = self.run(self._entered())
 
     def open_stores(self, clock: FrozenClock) -> Pair[AbstractAsyncContextManager[Store]]:
@@ -63,6 +64,8 @@ class SideBySide(RuleBasedStateMachine):
         return await self._scope.enter_async_context(one), await self._scope.enter_async_context(another)
 
     async def _close(self) -> None:
+        while self.savepoints:
+            await self.leave_savepoints(keep=False)
         await self.unit_scope.aclose()
         await self._scope.aclose()
 
@@ -124,15 +127,38 @@ class SideBySide(RuleBasedStateMachine):
     async def leave(self, *, commit: bool) -> None:
         """Ends the units of work."""
         assert self.units is not None
+        while self.savepoints:
+            await self.leave_savepoints(keep=commit)
         if not commit:
             for uow in self.units:
                 await uow.rollback()
         await self.unit_scope.aclose()
         self.units = None
 
+    async def enter_savepoints(self) -> None:
+        """Opens a nested scope in each unit of work."""
+        assert self.units is not None
+        one, another = (uow.savepoint() for uow in self.units)
+        await one.__aenter__()
+        await another.__aenter__()
+        self.savepoints.append((one, another))
+
+    async def leave_savepoints(self, *, keep: bool) -> None:
+        """Leaves the innermost scopes, as they are left by an exception unless they are to be kept."""
+        for savepoint in self.savepoints.pop():
+            if keep:
+                await savepoint.__aexit__(None, None, None)
+            else:
+                reason = _Undone()
+                assert not await savepoint.__aexit__(type(reason), reason, None)
+
     def compare_all(self, *, outside: bool = False) -> None:
         """Compares everything that the stores show."""
         raise NotImplementedError
+
+
+class _Undone(Exception):
+    """What leaves a savepoint that is to be undone."""
 
 
 async def _outcome(operation: Operation[Any], target: Target, side: int) -> Any:
