@@ -23,7 +23,7 @@ from cascade_state.model.feeds import (
 from cascade_state.postgres.direct import Record, Statement
 from cascade_state.postgres.event_rows import decode_feed_position, encode_feed_position, event_from_record
 from cascade_state.postgres.executor import Executor
-from cascade_state.postgres.statements import feeds as statements
+from cascade_state.postgres.statements import feed_consumers, feed_retention, feeds
 
 __all__ = ["PostgresFeeds"]
 
@@ -49,41 +49,41 @@ class PostgresFeeds(Feeds):
             found = await self._find(consumer)
             if found is not None:
                 return found
-            records = await self._fetch(statements.REGISTER, consumer, start=start)
+            records = await self._fetch(feed_consumers.REGISTER, consumer, start=start)
             if records:
                 return _consumer_from_record(records[0])
         raise TransactionAborted(reason="the consumer kept being removed while it was registered")
 
     async def _find(self, consumer: str) -> RegisteredConsumer | None:
-        records = await self._fetch(statements.FIND, consumer)
+        records = await self._fetch(feed_consumers.FIND, consumer)
         return _consumer_from_record(records[0]) if records else None
 
     async def _list_consumers(self, limit: int, after: str | None) -> list[RegisteredConsumer]:
-        records = await self._executor.fetch(statements.LIST, {"limit": limit, "after": after or ""})
+        records = await self._executor.fetch(feed_consumers.LIST, {"limit": limit, "after": after or ""})
         return [_consumer_from_record(record) for record in records]
 
     async def _pause(self, consumer: str) -> bool | None:
-        records = await self._fetch(statements.PAUSE, consumer)
+        records = await self._fetch(feed_consumers.PAUSE, consumer)
         return records[0]["was_paused"] if records else None
 
     async def _resume(self, consumer: str) -> bool | None:
-        records = await self._fetch(statements.RESUME, consumer)
+        records = await self._fetch(feed_consumers.RESUME, consumer)
         for partition_id in range(self._limits.partition_count):
             self._executor.hint(partition_id, "events")  # so that it goes on at once, wherever it runs
         return records[0]["was_paused"] if records else None
 
     async def _reset(self, consumer: str, start: FeedStart) -> bool:
         for _ in range(_RACES):
-            if await self._fetch(statements.RESET, consumer, start=start):
+            if await self._fetch(feed_consumers.RESET, consumer, start=start):
                 return True
             if await self._find(consumer) is not None:
                 return False
-            if await self._fetch(statements.REGISTER, consumer, start=start):
+            if await self._fetch(feed_consumers.REGISTER, consumer, start=start):
                 return True
         raise TransactionAborted(reason="the consumer kept being removed while it was reset")
 
     async def _remove(self, consumer: str) -> bool | None:
-        if await self._fetch(statements.REMOVE, consumer):
+        if await self._fetch(feed_consumers.REMOVE, consumer):
             return True
         return None if await self._find(consumer) is not None else False
 
@@ -99,7 +99,7 @@ class PostgresFeeds(Feeds):
     # Working
 
     async def _find_news(self, consumer: str, partitions: list[int]) -> FeedNews | None:
-        records = await self._fetch(statements.FIND_NEWS, consumer, partitions=[str(number) for number in partitions])
+        records = await self._fetch(feeds.FIND_NEWS, consumer, partitions=[str(number) for number in partitions])
         if not records:
             return None
         if records[0]["paused_at"] is not None:
@@ -120,7 +120,7 @@ class PostgresFeeds(Feeds):
             "setting": "idle_in_transaction_session_timeout",
             "idle_timeout": None if idle_timeout is None else _milliseconds(idle_timeout),
         }
-        records = await self._fetch(statements.READ_BATCH, consumer, **values)
+        records = await self._fetch(feeds.READ_BATCH, consumer, **values)
         if not records:
             return None
         first = records[0]
@@ -136,16 +136,16 @@ class PostgresFeeds(Feeds):
         values: dict[str, Any] = {"partition_id": batch.partition_id}
         for name, position in (("after", batch.after), ("to", batch.position)):
             values[f"{name}_xid"], values[f"{name}_id"], values[f"{name}_sequence"] = decode_feed_position(position)
-        return bool(await self._fetch(statements.COMPLETE, batch.consumer, **values))
+        return bool(await self._fetch(feeds.COMPLETE, batch.consumer, **values))
 
     async def _retry(self, consumer: str, partition_id: int, error: str) -> int | None:
-        records = await self._fetch(statements.RETRY, consumer, partition_id=partition_id, error=error)
+        records = await self._fetch(feeds.RETRY, consumer, partition_id=partition_id, error=error)
         return records[0]["attempts"] if records else None
 
     # Looking
 
     async def _lag(self, consumer: str) -> FeedLag | None:
-        records = await self._fetch(statements.LAG, consumer)
+        records = await self._fetch(feeds.LAG, consumer)
         if not records:
             return None
         return FeedLag(events=records[0]["events"], oldest_recorded_at=records[0]["oldest_recorded_at"])
@@ -158,7 +158,7 @@ class PostgresFeeds(Feeds):
             "after_consumer": after_consumer,
             "after_partition": after_partition,
         }
-        return [FeedFailure(**dict(record)) for record in await self._executor.fetch(statements.LIST_FAILING, values)]
+        return [FeedFailure(**dict(record)) for record in await self._executor.fetch(feeds.LIST_FAILING, values)]
 
     async def _purge_events(self, before: datetime, limit: int, force: bool) -> int:
         values = {
@@ -167,7 +167,7 @@ class PostgresFeeds(Feeds):
             "force": force,
             "partition_count": self._limits.partition_count,
         }
-        return len(await self._executor.fetch(statements.PURGE_EVENTS, values))
+        return len(await self._executor.fetch(feed_retention.PURGE_EVENTS, values))
 
 
 def _milliseconds(duration: timedelta) -> str:

@@ -40,7 +40,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cascade_state.errors import TransactionAborted
 from cascade_state.postgres.columns import XID8
-from cascade_state.postgres.statements.feeds import Snapshot
+from cascade_state.postgres.statements.feed_places import Snapshot
 from cascade_state.postgres.tables import feed_checkpoints, feed_consumers, flow_events
 
 __all__ = ["is_from_another_server", "renumber_feed"]

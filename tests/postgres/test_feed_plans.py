@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from cascade_state.postgres.direct import CompiledStatement, Statement
-from cascade_state.postgres.statements import events, feeds, statistics
+from cascade_state.postgres.statements import events, feed_retention, feeds, statistics
 
 pytestmark = pytest.mark.postgres
 
@@ -100,7 +100,7 @@ async def test_a_consumer_looks_into_partitions_by_their_own_index(history: Any,
         (feeds.LAG, {}),
         (statistics.COUNT_ALL, {}),
         (statistics.COUNT_SOME, {}),
-        (feeds.PURGE_EVENTS, _PURGE),
+        (feed_retention.PURGE_EVENTS, _PURGE),
     ):
         nodes = await _plan(history, statement, {**_CONSUMER, **values, "consumer": consumer})
         scans = [node for node in nodes if node.get("Relation Name") == "flow_events" and "Scan" in node["Node Type"]]

@@ -21,6 +21,8 @@ from cascade_state.testing.contracts.deliveries import DeliveriesContract
 from cascade_state.testing.contracts.exporting import ExportingContract
 from cascade_state.testing.contracts.flow_definitions import FlowDefinitionsContract
 from cascade_state.testing.contracts.guards import GuardsContract
+from cascade_state.testing.contracts.lock_sharing import LockSharingContract
+from cascade_state.testing.contracts.lock_waits import LockWaitsContract
 from cascade_state.testing.contracts.locks import LocksContract
 from cascade_state.testing.contracts.removing import RemovingContract
 from cascade_state.testing.contracts.timer_claims import TimerClaimsContract
@@ -35,6 +37,8 @@ _CONTRACTS = (
     ExportingContract,
     FlowDefinitionsContract,
     GuardsContract,
+    LockSharingContract,
+    LockWaitsContract,
     LocksContract,
     RemovingContract,
     TimerClaimsContract,

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.statements.feeds import is_unhandled
+from cascade_state.postgres.statements.feed_places import is_unhandled
 from cascade_state.postgres.statements.parameters import BIGINT, BOOLEAN, INSTANT, INTEGER, UUID_VALUE, looked_up, param
 from cascade_state.postgres.tables import correlations, flow_events, flow_instances, idempotency_keys
 

@@ -19,10 +19,20 @@ from cascade_state.ids import partition_of
 from cascade_state.model.events import FlowEvent
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.testing import factories
-from cascade_state.testing.contracts.base import PATIENCE, OpenStore, StoreContract
+from cascade_state.testing.contracts.base import PATIENCE, StoreContract
 from cascade_state.testing.contracts.rules import rule
 
-__all__ = ["FeedConsumersContract", "Journal", "running", "until"]
+__all__ = [
+    "FeedConsumersContract",
+    "Journal",
+    "effects_in",
+    "is_caught_up",
+    "quick_consumer",
+    "running",
+    "some_flows",
+    "until",
+    "until_handled",
+]
 
 _POLL_SECONDS = 0.01
 _QUICK: dict[str, Any] = {
@@ -82,7 +92,12 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _effects(store: Store, flows: Iterable[FlowInstance]) -> dict[UUID, list[int]]:
+def quick_consumer(store: Store, handler: Any, name: str = "invoices", **options: Any) -> FeedConsumer:
+    """Returns a consumer that is in a hurry."""
+    return FeedConsumer(store, name=name, handler=handler, **{**_QUICK, **options})
+
+
+async def effects_in(store: Store, flows: Iterable[FlowInstance]) -> dict[UUID, list[int]]:
     """Returns, for each flow, the sequences of the events that had their effect."""
     found = {}
     for flow in flows:
@@ -91,22 +106,32 @@ async def _effects(store: Store, flows: Iterable[FlowInstance]) -> dict[UUID, li
     return found
 
 
-async def _handled(store: Store, flows: Sequence[FlowInstance], count: int) -> None:
+async def is_caught_up(store: Store, *names: str) -> bool:
+    """Returns whether consumers are there and have nothing before them; by default the one of `quick_consumer`."""
+    for name in names or ("invoices",):
+        if await store.feeds.find(name) is None or (await store.feeds.lag(name)).events:
+            return False
+    return True
+
+
+async def until_handled(store: Store, flows: Sequence[FlowInstance], count: int) -> None:
     """Returns when each flow's first `count` events have had their effect."""
 
     async def all_there() -> bool:
         expected = list(range(1, count + 1))
-        return all(sequences == expected for sequences in (await _effects(store, flows)).values())
+        return all(sequences == expected for sequences in (await effects_in(store, flows)).values())
 
     await until(all_there)
 
 
-async def _flows(store: Store, count: int) -> list[FlowInstance]:
+async def some_flows(store: Store, count: int) -> list[FlowInstance]:
+    """Returns new flows, each with one event."""
     definition = await factories.deploy_flow_definition(store)
     return [await factories.add_flow(store, definition) for _ in range(count)]
 
 
-async def _advanced(store: Store, flows: Iterable[FlowInstance], step: str) -> list[FlowInstance]:
+async def advanced(store: Store, flows: Iterable[FlowInstance], step: str) -> list[FlowInstance]:
+    """Returns the flows a step further, one event each."""
     return [await store.advance(flow.complete_step(step)) for flow in flows]
 
 
@@ -121,21 +146,17 @@ def _is_in_order(events: Iterable[FlowEvent]) -> bool:
 class FeedConsumersContract(StoreContract):
     """`FeedConsumer` on any store."""
 
-    def consumer(self, store: Store, handler: Any, name: str = "invoices", **options: Any) -> FeedConsumer:
-        """Returns a consumer that is in a hurry."""
-        return FeedConsumer(store, name=name, handler=handler, **{**_QUICK, **options})
-
     @rule("Feed")
     async def test_it_handles_what_is_there_and_what_comes_once_and_in_order(self, store: Store) -> None:
-        flows = await _flows(store, 8)
+        flows = await some_flows(store, 8)
         journal = Journal()
-        async with running(self.consumer(store, journal, batch_size=3)):
-            await _handled(store, flows, 2)
-            flows = await _advanced(store, flows, "charge")
-            await _handled(store, flows, 3)
-            await _advanced(store, flows[:2], "ship")
-            await _handled(store, flows[:2], 4)
-            await until(lambda: self._is_caught_up(store))
+        async with running(quick_consumer(store, journal, batch_size=3)):
+            await until_handled(store, flows, 2)
+            flows = await advanced(store, flows, "charge")
+            await until_handled(store, flows, 3)
+            await advanced(store, flows[:2], "ship")
+            await until_handled(store, flows[:2], 4)
+            await until(lambda: is_caught_up(store))
         assert _is_in_order(journal.seen)
         assert len(journal.seen) == 8 * 3 + 2
         for events in journal.calls:
@@ -145,12 +166,12 @@ class FeedConsumersContract(StoreContract):
     @rule("Feed")
     async def test_two_workers_share_the_partitions_and_both_work(self, store: Store, other_store: Store) -> None:
         first, second = Journal(), Journal()
-        consumers = self.consumer(store, first), self.consumer(other_store, second)
+        consumers = quick_consumer(store, first), quick_consumer(other_store, second)
         async with running(*consumers):
             await until(lambda: self._is_shared(store, consumers[0], workers=2))
-            flows = await _flows(store, 40)  # that all are one worker's has a chance of 2 ** -39
-            await _handled(store, flows, 2)
-            await until(lambda: self._is_caught_up(store))
+            flows = await some_flows(store, 40)  # that all are one worker's has a chance of 2 ** -39
+            await until_handled(store, flows, 2)
+            await until(lambda: is_caught_up(store))
         assert first.calls
         assert second.calls
         assert _is_in_order([*first.seen, *second.seen])
@@ -160,19 +181,19 @@ class FeedConsumersContract(StoreContract):
         self, store: Store, other_store: Store
     ) -> None:
         first, second = Journal(), Journal()
-        leaver, stayer = self.consumer(store, first), self.consumer(other_store, second)
+        leaver, stayer = quick_consumer(store, first), quick_consumer(other_store, second)
 
         async def leaver_has_worked() -> bool:
             return len(first.calls) > 0
 
         async with running(leaver, stayer):
             await until(lambda: self._is_shared(store, leaver, workers=2))
-            flows = await _flows(store, 20)
+            flows = await some_flows(store, 20)
             await until(leaver_has_worked)
             await leaver.stop()
-            flows = await _advanced(store, flows, "charge")
-            await _handled(store, flows, 3)
-            await until(lambda: self._is_caught_up(store))
+            flows = await advanced(store, flows, "charge")
+            await until_handled(store, flows, 3)
+            await until(lambda: is_caught_up(store))
         assert _is_in_order([*first.seen, *second.seen])
         assert Counter(len(journal.calls) > 0 for journal in (first, second))[True] == 2
 
@@ -188,18 +209,18 @@ class FeedConsumersContract(StoreContract):
 
         # One replica set for both: each has all of the partitions nevertheless.
         consumers = [
-            self.consumer(target, handler(name), name, replica_set="shipping")
+            quick_consumer(target, handler(name), name, replica_set="shipping")
             for target, name in ((store, "invoices"), (other_store, "mails"))
         ]
         async with ReplicaSet(store, "shipping").join(), running(*consumers):
-            await _flows(store, 12)
-            await until(lambda: self._is_caught_up(store, "invoices", "mails"))
+            await some_flows(store, 12)
+            await until(lambda: is_caught_up(store, "invoices", "mails"))
         for events in seen.values():
             assert len(events) == 24
             assert _is_in_order(events)
 
     async def test_a_consumer_from_now_and_one_added_later_from_the_beginning(self, store: Store) -> None:
-        old = await _flows(store, 5)
+        old = await some_flows(store, 5)
         now, all_of_it = [], []
 
         async def handle_now(events: list[FlowEvent], uow: UnitOfWork) -> None:
@@ -208,29 +229,29 @@ class FeedConsumersContract(StoreContract):
         async def handle_all(events: list[FlowEvent], uow: UnitOfWork) -> None:
             all_of_it.extend(events)
 
-        consumer = self.consumer(store, handle_now, "now", start="now")
+        consumer = quick_consumer(store, handle_now, "now", start="now")
         assert (await consumer.lag()).events == 0
         async with running(consumer):
-            new = await _advanced(store, old, "charge")
-            await until(lambda: self._is_caught_up(store, "now"))
+            new = await advanced(store, old, "charge")
+            await until(lambda: is_caught_up(store, "now"))
         assert {(event.flow_instance_id, event.sequence) for event in now} == {
             (flow.flow_instance_id, 3) for flow in new
         }
-        async with running(self.consumer(store, handle_all, "late")):
-            await until(lambda: self._is_caught_up(store, "late"))
+        async with running(quick_consumer(store, handle_all, "late")):
+            await until(lambda: is_caught_up(store, "late"))
         assert len(all_of_it) == 15
         assert _is_in_order(all_of_it)
 
     @rule("Feed")
     async def test_a_failing_handler_stops_its_partition_and_no_other(self, store: Store) -> None:
-        flows = await _flows(store, 12)
+        flows = await some_flows(store, 12)
         broken = flows[0].flow_instance_id
         partition_id = partition_of(broken, 256)
         others = [flow for flow in flows if partition_of(flow.flow_instance_id, 256) != partition_id]
         journal = Journal()
         journal.broken.add(broken)
-        async with running(self.consumer(store, journal)):
-            await _handled(store, others, 2)
+        async with running(quick_consumer(store, journal)):
+            await until_handled(store, others, 2)
 
             async def has_failed_twice() -> bool:
                 return any(failure.attempts >= 2 for failure in await store.feeds.list_failing("invoices"))
@@ -240,250 +261,89 @@ class FeedConsumersContract(StoreContract):
             assert failure.partition_id == partition_id
             assert failure.last_error == "RuntimeError: the handler is broken"
             assert (await store.statistics()).consumer_failures == {"invoices": 1}
-            assert await _effects(store, flows[:1]) == {broken: []}
-            await _handled(store, await _advanced(store, others, "charge"), 3)
+            assert await effects_in(store, flows[:1]) == {broken: []}
+            await until_handled(store, await advanced(store, others, "charge"), 3)
             journal.broken.clear()
-            await _handled(store, flows[:1], 2)
+            await until_handled(store, flows[:1], 2)
         assert (await store.statistics()).consumer_failures == {}
 
     async def test_a_strict_consumer_raises_what_the_handler_raised(self, store: Store) -> None:
-        flows = await _flows(store, 3)
+        flows = await some_flows(store, 3)
         journal = Journal()
         journal.broken.add(flows[1].flow_instance_id)
-        consumer = self.consumer(store, journal, strict=True)
+        consumer = quick_consumer(store, journal, strict=True)
         with pytest.raises(RuntimeError, match="the handler is broken"):
             await self.finished(consumer.run())
         assert (await store.statistics()).workers_alive == 0
-        assert await _effects(store, flows[1:2]) == {flows[1].flow_instance_id: []}
+        assert await effects_in(store, flows[1:2]) == {flows[1].flow_instance_id: []}
         assert len(await store.feeds.list_failing("invoices")) == 1
         journal.broken.clear()
         async with running(consumer):
-            await _handled(store, flows, 2)
+            await until_handled(store, flows, 2)
 
     async def test_a_handler_that_cancels_itself_has_failed(self, store: Store) -> None:
-        await _flows(store, 1)
+        await some_flows(store, 1)
 
         async def handle(events: list[FlowEvent], uow: UnitOfWork) -> None:
             raise asyncio.CancelledError
 
         with pytest.raises(RuntimeError, match="cancelled itself"):
-            await self.finished(self.consumer(store, handle, strict=True).run())
+            await self.finished(quick_consumer(store, handle, strict=True).run())
 
     async def test_pausing_holds_for_every_worker_until_it_is_resumed(self, store: Store, other_store: Store) -> None:
-        flows = await _flows(store, 4)
+        flows = await some_flows(store, 4)
         journal = Journal()
-        elsewhere = self.consumer(other_store, journal)
+        elsewhere = quick_consumer(other_store, journal)
 
         async def witness(events: list[FlowEvent], uow: UnitOfWork) -> None:
             pass
 
-        async with running(self.consumer(store, journal), self.consumer(store, witness, "witness")):
-            await _handled(store, flows, 2)
-            await until(lambda: self._is_caught_up(store))
+        async with running(quick_consumer(store, journal), quick_consumer(store, witness, "witness")):
+            await until_handled(store, flows, 2)
+            await until(lambda: is_caught_up(store))
             await elsewhere.pause()
-            flows = await _advanced(store, flows, "charge")
-            async with running(self.consumer(store, journal)):  # one that starts while it is paused
-                await until(lambda: self._is_caught_up(store, "witness"))  # what one has seen, all could have
+            flows = await advanced(store, flows, "charge")
+            async with running(quick_consumer(store, journal)):  # one that starts while it is paused
+                await until(lambda: is_caught_up(store, "witness"))  # what one has seen, all could have
                 assert (await elsewhere.lag()).events == 4
                 assert len(journal.seen) == 8
                 await elsewhere.resume()
-                await _handled(store, flows, 3)
+                await until_handled(store, flows, 3)
         assert _is_in_order(journal.seen)
 
     async def test_it_is_reset_only_while_it_stands_still(self, store: Store, other_store: Store) -> None:
-        await _flows(store, 3)
+        await some_flows(store, 3)
         seen: list[FlowEvent] = []
 
         async def handle(events: list[FlowEvent], uow: UnitOfWork) -> None:
             seen.extend(events)
 
-        consumer = self.consumer(store, handle)
-        elsewhere = self.consumer(other_store, handle)
+        consumer = quick_consumer(store, handle)
+        elsewhere = quick_consumer(other_store, handle)
         async with running(consumer):
-            await until(lambda: self._is_caught_up(store))
+            await until(lambda: is_caught_up(store))
             for other in (consumer, elsewhere):
                 with pytest.raises(UsageError):
                     await other.reset("beginning")
         assert len(seen) == 6
         await elsewhere.reset("beginning")
         async with running(consumer):
-            await until(lambda: self._is_caught_up(store))
+            await until(lambda: is_caught_up(store))
         assert len(seen) == 12
         await consumer.reset("now")
         assert (await consumer.lag()).events == 0
 
     async def test_a_second_run_goes_on_where_the_first_one_stopped(self, store: Store) -> None:
-        flows = await _flows(store, 4)
+        flows = await some_flows(store, 4)
         journal = Journal()
-        consumer = self.consumer(store, journal)
+        consumer = quick_consumer(store, journal)
         async with running(consumer):
-            await _handled(store, flows, 2)
-        flows = await _advanced(store, flows, "charge")
+            await until_handled(store, flows, 2)
+        flows = await advanced(store, flows, "charge")
         async with running(consumer):
-            await _handled(store, flows, 3)
+            await until_handled(store, flows, 3)
         assert _is_in_order(journal.seen)
         assert len(journal.seen) == 12
-
-    # Stopping
-
-    async def test_stopping_lets_the_handler_finish(self, store: Store) -> None:
-        flows = await _flows(store, 1)
-        journal = Journal()
-        journal.gate = asyncio.Event()
-        consumer = self.consumer(store, journal)
-        run = self.started(consumer.run())
-        await self.finished(journal.entered.wait())
-        stop = self.started(consumer.stop())
-        await asyncio.sleep(0)
-        assert not stop.done()
-        journal.gate.set()
-        await self.finished(stop)
-        await self.finished(run)
-        assert await _effects(store, flows) == {flows[0].flow_instance_id: [1, 2]}
-        assert (await store.statistics()).workers_alive == 0
-
-    async def test_a_handler_that_outlasts_the_grace_period_is_cancelled(self, store: Store) -> None:
-        flows = await _flows(store, 1)
-        journal = Journal()
-        journal.gate = asyncio.Event()
-        consumer = self.consumer(store, journal, grace_period=timedelta(milliseconds=50))
-        run = self.started(consumer.run())
-        await self.finished(journal.entered.wait())
-        await self.finished(consumer.stop())
-        await self.finished(run)
-        assert await _effects(store, flows) == {flows[0].flow_instance_id: []}
-        assert await store.feeds.list_failing() == []
-
-    async def test_a_handler_may_stop_its_consumer(self, store: Store) -> None:
-        flows = await _flows(store, 1)
-        journal = Journal()
-
-        async def handle(events: list[FlowEvent], uow: UnitOfWork) -> None:
-            await journal(events, uow)
-            await consumer.stop()
-
-        consumer = self.consumer(store, handle)
-        await self.finished(consumer.run())
-        assert await _effects(store, flows) == {flows[0].flow_instance_id: [1, 2]}
-
-    async def test_a_cancelled_run_leaves_nothing_behind(self, store: Store) -> None:
-        flows = await _flows(store, 1)
-        journal = Journal()
-        journal.gate = asyncio.Event()
-        run = self.started(self.consumer(store, journal).run())
-        await self.finished(journal.entered.wait())
-        run.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await self.finished(run)
-        assert await _effects(store, flows) == {flows[0].flow_instance_id: []}
-        assert (await store.statistics()).workers_alive == 0
-        assert await self.observer.open_transactions() == []
-        journal.gate = None
-        async with running(self.consumer(store, journal)):
-            await _handled(store, flows, 2)
-
-    async def test_what_a_handler_does_that_swallows_its_cancellation_is_refused(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("cascade_state.coordination.feed_run._CANCEL_SECONDS", 0.05)
-        flows = await _flows(store, 1)
-        entered, gate = asyncio.Event(), asyncio.Event()
-        left = asyncio.Event()
-
-        async def handle(events: list[FlowEvent], uow: UnitOfWork) -> None:
-            entered.set()
-            while not gate.is_set():
-                try:
-                    await gate.wait()
-                except asyncio.CancelledError:
-                    continue
-            await uow.component_states.put(flows[0].flow_instance_id, "event-1", "late")
-            left.set()
-
-        consumer = self.consumer(store, handle, grace_period=timedelta(0))
-        run = self.started(consumer.run())
-        await self.finished(entered.wait())
-        await self.finished(consumer.stop())
-        await self.finished(run)
-        gate.set()
-        await self.finished(left.wait())
-        await until(lambda: self._has_no_transactions())
-        assert await _effects(store, flows) == {flows[0].flow_instance_id: []}
-        assert (await store.feeds.lag("invoices")).events == 2
-
-    async def test_it_runs_once_at_a_time(self, store: Store) -> None:
-        flows = await _flows(store, 1)
-        consumer = self.consumer(store, Journal())
-        await consumer.stop()
-        await self.finished(consumer.run())  # it was told to stop before it began
-        async with running(consumer):
-            await _handled(store, flows, 2)
-            with pytest.raises(UsageError):
-                await consumer.run()
-
-    # Losing a partition
-
-    @rule("Feed")
-    async def test_a_partition_that_is_taken_away_in_the_middle_stores_nothing(
-        self, store: Store, other_store: Store
-    ) -> None:
-        flows = await _flows(store, 1)
-        journal = Journal()
-        journal.gate = asyncio.Event()
-        consumer = self.consumer(store, journal)
-        async with running(consumer):
-            await self.finished(journal.entered.wait())
-            (worker,) = await other_store.replica_sets.list_workers(consumer.members)
-            # Whoever comes now gets all, with new generations; the worker itself has not heard of it.
-            await other_store.replica_sets.leave(consumer.members, worker.worker_id)
-            journal.gate.set()
-            await _handled(store, flows, 2)  # once it has joined again
-        assert len(journal.calls) >= 2
-        assert await _effects(store, flows) == {flows[0].flow_instance_id: [1, 2]}
-        assert await store.feeds.list_failing() == []
-
-    @rule("Feed")
-    async def test_a_checkpoint_that_was_moved_in_the_middle_stores_nothing(
-        self, store: Store, other_store: Store
-    ) -> None:
-        flows = await _flows(store, 1)
-        partition_id = partition_of(flows[0].flow_instance_id, 256)
-        await store.feeds.register("invoices")
-
-        async def is_there() -> bool:
-            return (await store.feeds.find_news("invoices", [partition_id])).ready != ()
-
-        await until(is_there)
-        batch = await store.feeds.read_batch("invoices", partition_id)
-        assert batch is not None
-        calls = 0
-
-        async def handle(events: list[FlowEvent], uow: UnitOfWork) -> None:
-            nonlocal calls
-            calls += 1
-            await uow.component_states.put(flows[0].flow_instance_id, f"event-{calls}", {})
-            if calls == 1:
-                await other_store.feeds.complete(batch)
-
-        async with running(self.consumer(store, handle, strict=True)):
-            await until(lambda: self._is_caught_up(store))
-        assert calls == 1
-        assert await _effects(store, flows) == {flows[0].flow_instance_id: []}
-
-    # Waking up
-
-    async def test_the_poll_is_enough_alone(self, open_store_again: OpenStore) -> None:
-        async with open_store_again(hints=False) as store:
-            flows = await _flows(store, 3)
-            async with running(self.consumer(store, Journal())):
-                await _handled(store, flows, 2)
-                await _handled(store, await _advanced(store, flows, "charge"), 3)
-
-    async def test_a_hint_is_enough_alone(self, store: Store, other_store: Store) -> None:
-        flows = await _flows(store, 3)
-        async with running(self.consumer(store, Journal(), poll_interval=timedelta(hours=1))):
-            await _handled(store, flows, 2)
-            await _handled(store, await _advanced(other_store, flows, "charge"), 3)
 
     # Arguments
 
@@ -517,7 +377,7 @@ class FeedConsumersContract(StoreContract):
         replica_set = ReplicaSet(
             store, "shipping", heartbeat_interval=timedelta(seconds=1), stale_after=timedelta(seconds=7)
         )
-        consumer = self.consumer(store, Journal(), replica_set=replica_set)
+        consumer = quick_consumer(store, Journal(), replica_set=replica_set)
         assert (consumer.name, consumer.members) == ("invoices", "shipping/feed/invoices")
         async with running(consumer):
             await until(lambda: self._is_shared(store, consumer, workers=1))
@@ -525,15 +385,6 @@ class FeedConsumersContract(StoreContract):
         assert worker.stale_after == timedelta(seconds=7)
         assert worker.metadata["feed_consumer"] == "invoices"
 
-    async def _is_caught_up(self, store: Store, *names: str) -> bool:
-        for name in names or ("invoices",):
-            if await store.feeds.find(name) is None or (await store.feeds.lag(name)).events:
-                return False
-        return True
-
     async def _is_shared(self, store: Store, consumer: FeedConsumer, *, workers: int) -> bool:
         owned = Counter(found.owner for found in await store.replica_sets.list_assignments(consumer.members))
         return None not in owned and len(owned) == workers and max(owned.values()) - min(owned.values()) <= 1
-
-    async def _has_no_transactions(self) -> bool:
-        return await self.observer.open_transactions() == []

@@ -19,6 +19,7 @@ background work, `database_pool` what users see, `blocking` its twin.
 from __future__ import annotations
 
 from cascade_state.testing.pool.blocking import BlockingPool
-from cascade_state.testing.pool.database_pool import DatabasePool, PooledDatabase, PoolStatistics
+from cascade_state.testing.pool.database_pool import DatabasePool
+from cascade_state.testing.pool.pooled_database import PooledDatabase, PoolStatistics
 
 __all__ = ["BlockingPool", "DatabasePool", "PoolStatistics", "PooledDatabase"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 from cascade_state.testing.blocking import run_blocking
 
 if TYPE_CHECKING:
-    from cascade_state.testing.pool.database_pool import DatabasePool, PooledDatabase, PoolStatistics
+    from cascade_state.testing.pool.database_pool import DatabasePool
+    from cascade_state.testing.pool.pooled_database import PooledDatabase, PoolStatistics
 
 __all__ = ["BlockingPool"]
 

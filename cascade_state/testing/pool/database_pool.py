@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -22,18 +22,18 @@ from cascade_state.errors import (
     ServerUnavailable,
     TestDatabaseError,
 )
-from cascade_state.testing.connections import checked_name, driver_url
+from cascade_state.testing.connections import checked_name
 from cascade_state.testing.databases import DatabaseCommands
-from cascade_state.testing.masking import masked_url
 from cascade_state.testing.pool import slots, upkeep
 from cascade_state.testing.pool.keeper import PATIENCE_SECONDS, Counters, Keeper, PoolOptions, in_use
+from cascade_state.testing.pool.pooled_database import PooledDatabase, PoolStatistics
 from cascade_state.testing.pool.session import PoolSession, shared_session
 from cascade_state.testing.pool.slots import Slot, SlotState, database_name, database_prefix
 
 if TYPE_CHECKING:
     from cascade_state.testing.pool.blocking import BlockingPool
 
-__all__ = ["DatabasePool", "PoolStatistics", "PooledDatabase"]
+__all__ = ["DatabasePool"]
 
 _logger = logging.getLogger(__name__)
 
@@ -41,62 +41,6 @@ _CORES = os.cpu_count() or 1
 _POLL_SECONDS = 0.05  # what a lost hint costs
 _LEAVE_SECONDS = 0.002
 _CLEAR_SECONDS = 30.0  # for another process to finish the copy that it is making
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatistics:
-    """What the databases of a template are doing, on the whole server, and what this pool object has done."""
-
-    template: str
-    ready: int
-    leased: int
-    recycling: int
-    databases: int
-    """Of all pools of the server, those that are being dropped included; what `max_databases` bounds."""
-    waiting: int
-    """Callers of this pool object that wait."""
-    initial_size: int
-    max_size: int
-    max_databases: int | None
-    handed_out: int
-    returned_clean: int
-    returned_dirty: int
-    copies_made: int
-    copies_failed: int
-    recovered: int
-    """Databases taken from holders that were gone, or that had been handed out to nobody in particular."""
-
-
-class PooledDatabase:
-    """A database that is its holder's until it is given back."""
-
-    def __init__(self, server: DatabaseCommands, slot: Slot) -> None:
-        self.name: str = slot.database
-        self.url: str = server.url_for(slot.database)
-        self.template: str = slot.template
-        self.number: int = slot.number
-        self.generation: int = slot.generation
-        self._is_clean = False
-        self._is_kept = False
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {masked_url(self.url)}>"
-
-    @property
-    def async_url(self) -> str:
-        """The URL for SQLAlchemy's asyncio, `postgresql+asyncpg://`."""
-        return driver_url(self.url, "asyncpg")
-
-    def keep(self) -> None:
-        """Takes the database out of the pool when the lease ends: it stays as it is, for a person to look into."""
-        self._is_kept = True
-
-    def keep_clean(self) -> None:
-        """Says that the database was not changed: the next holder gets it as it is, at once.
-
-        What a holder whose block raised says is not believed.
-        """
-        self._is_clean = True
 
 
 class DatabasePool:
@@ -555,10 +499,10 @@ class _Lease(AbstractAsyncContextManager[PooledDatabase]):
         return self._database
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
-        if self._database._is_kept:
+        if self._database.is_kept:
             await _to_the_end(self._pool._let_go(self._database))
             return
-        is_clean = self._database._is_clean and exc_type is None
+        is_clean = self._database.is_clean and exc_type is None
         await _to_the_end(self._pool._give_back(self._database, is_clean=is_clean))
 
 
