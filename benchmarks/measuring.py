@@ -15,7 +15,7 @@ from benchmarks.effort import Effort
 from benchmarks.processor_time import ProcessorTime
 from benchmarks.registry import OURS, Benchmark, Contender, Latency
 from cascade_state import open_store
-from tests.postgres.wire import Wire
+from tests.wire import Wire
 
 __all__ = ["Figures", "Result", "measure", "quantile"]
 

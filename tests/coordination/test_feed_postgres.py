@@ -18,7 +18,7 @@ from cascade_state.testing import factories
 from cascade_state.testing.contracts.feed_consumers import running, until
 from cascade_state.testing.server import PostgresServer
 from tests.coordination.feed_effects import QUICK
-from tests.postgres.wire import Wire
+from tests.wire import Wire
 
 pytestmark = pytest.mark.postgres
 

@@ -12,8 +12,8 @@ import pytest
 
 from cascade_state import LeaseLost, Store, open_store
 from tests.coordination.helping import PATIENCE, a_set, settled, until
-from tests.coordination.link import Link
 from tests.postgres.own_server import OwnServer, own_server
+from tests.wire import Wire
 
 pytestmark = pytest.mark.postgres
 
@@ -26,8 +26,8 @@ _SLOW_HEARTBEATS = f"""
 
 
 @pytest.fixture
-async def link(database_url: str) -> AsyncIterator[Link]:
-    async with Link(database_url) as link:
+async def link(database_url: str) -> AsyncIterator[Wire]:
+    async with Wire(database_url) as link:
         yield link
 
 
@@ -46,7 +46,7 @@ def stoppable() -> Iterator[OwnServer]:
 
 @pytest.mark.parametrize("only_new", [False, True], ids=["the same connections", "new connections only"])
 async def test_a_member_that_is_cut_off_stops_before_its_share_is_taken(
-    postgres_store: Store, link: Link, only_new: bool
+    postgres_store: Store, link: Wire, only_new: bool
 ) -> None:
     """The order is what counts: first the member knows, then the database gives its share away."""
     async with open_store(link.url) as cut_off, a_set(cut_off, stale_after=_STALE_AFTER).join() as member:
@@ -73,7 +73,7 @@ async def test_a_member_that_is_cut_off_stops_before_its_share_is_taken(
             link.mend()
 
 
-async def test_a_member_that_was_cut_off_for_a_moment_goes_on_as_it_was(link: Link) -> None:
+async def test_a_member_that_was_cut_off_for_a_moment_goes_on_as_it_was(link: Wire) -> None:
     async with open_store(link.url) as store, a_set(store, stale_after=_STALE_AFTER).join() as member:
         known = member.share
         link.hang()
@@ -101,7 +101,7 @@ async def _last_heartbeat(connection: asyncpg.Connection) -> datetime:
 
 
 async def test_a_member_that_cannot_say_goodbye_ends_in_time(
-    postgres_store: Store, link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    postgres_store: Store, link: Wire, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("cascade_state.coordination.member._LONGEST_GOODBYE_SECONDS", 0.2)
     async with open_store(link.url) as cut_off, asyncio.timeout(PATIENCE):

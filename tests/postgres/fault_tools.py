@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cascade_state import FlowInstance, Store, StoreUnavailable, TransactionAborted
-from tests.postgres.wire import Wire
+from tests.wire import Talk, Wire
 
 __all__ = ["PATIENCE_SECONDS", "Count", "LossyWire", "Saboteur", "count_until", "nobody_connected", "pools_are_whole"]
 
@@ -159,29 +159,13 @@ class LossyWire(Wire):
         """Loses the answer to the next COMMIT."""
         self._armed = True
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await self._connect()
-        losing = False
+    def lets_request_through(self, talk: Talk, chunk: bytes) -> bool:
+        if self._armed and b"COMMIT" in chunk:
+            self._armed, talk.is_ending = False, True
+        return super().lets_request_through(talk, chunk)
 
-        async def requests() -> None:
-            nonlocal losing
-            while chunk := await reader.read(1 << 16):
-                if self._armed and b"COMMIT" in chunk:
-                    self._armed, losing = False, True
-                to_server.write(chunk)
-                await to_server.drain()
-            to_server.close()
-
-        async def answers() -> None:
-            while chunk := await from_server.read(1 << 16):
-                if losing:  # the server has answered: the commit is done
-                    self.lost += 1
-                    break
-                writer.write(chunk)
-                await writer.drain()
-            writer.close()
-
-        try:
-            await asyncio.gather(requests(), answers())
-        finally:
-            to_server.close()
+    def lets_answer_through(self, talk: Talk, chunk: bytes) -> bool:
+        if talk.is_ending:  # the server has answered: the commit is done
+            self.lost += 1
+            raise ConnectionResetError
+        return super().lets_answer_through(talk, chunk)

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from cascade_state import InvalidArgument, Store, StoreUnavailable, Timer, UnitOfWork, UsageError, open_store
 from cascade_state.coordination import Worker
 from cascade_state.testing import factories
-from tests.postgres.wire import Wire
+from tests.wire import Wire
 
 pytestmark = pytest.mark.postgres
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 import asyncpg
 import pytest
@@ -19,7 +18,7 @@ from cascade_state.testing import factories
 from tests.postgres.fault_tools import PATIENCE_SECONDS, Saboteur
 from tests.postgres.own_server import OwnServer, own_server
 from tests.postgres.pooler import pgbouncer
-from tests.postgres.wire import Wire
+from tests.wire import Talk, Wire
 
 pytestmark = pytest.mark.postgres
 
@@ -218,35 +217,17 @@ def test_a_notification_that_is_no_hint_is_passed_over() -> None:
 
 
 class _MutableWire(Wire):
-    """A proxy that can fall silent, swallow notifications as a pooler does, or cut every connection."""
+    """A proxy that can fall silent, or swallow notifications as a pooler does."""
 
     def __init__(self, url: str, *, swallows_notifications: bool = False) -> None:
         super().__init__(url)
         self.is_mute = False
         self._swallows = swallows_notifications
-        self._writers: list[Any] = []
 
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.close()
-        self._writers.clear()
+    def lets_request_through(self, talk: Talk, chunk: bytes) -> bool:
+        return super().lets_request_through(talk, chunk) and not self.is_mute
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await self._connect()
-        self._writers += [writer, to_server]
-
-        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, answers: bool) -> None:
-            while chunk := await source.read(1 << 16):
-                # A notification travels alone here, because nothing else happens on that connection.
-                if self.is_mute or (answers and self._swallows and chunk[:1] == b"A"):
-                    continue
-                target.write(chunk)
-                await target.drain()
-            target.close()
-
-        try:
-            await asyncio.gather(pump(reader, to_server, answers=False), pump(from_server, writer, answers=True))
-        except ConnectionError:
-            pass
-        finally:
-            to_server.close()
+    def lets_answer_through(self, talk: Talk, chunk: bytes) -> bool:
+        # A notification travels alone here, because nothing else happens on that connection.
+        is_swallowed = self._swallows and chunk[:1] == b"A"
+        return super().lets_answer_through(talk, chunk) and not (self.is_mute or is_swallowed)

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cascade_state import FlowDefinition, FlowInstance, Store, UnitOfWork
 from cascade_state.testing import factories
-from tests.postgres.wire import Wire
+from tests.wire import Wire
 
 pytestmark = pytest.mark.postgres
 

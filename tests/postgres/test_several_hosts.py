@@ -15,7 +15,7 @@ from cascade_state.abc.options import StoreOptions
 from cascade_state.postgres.engine import connect_arguments
 from cascade_state.testing import factories
 from tests.postgres.own_server import OwnServer, own_server
-from tests.postgres.wire import Wire
+from tests.wire import Wire
 
 pytestmark = pytest.mark.postgres
 

@@ -16,7 +16,7 @@ from cascade_state.postgres.advance_values import ADVANCE
 from cascade_state.postgres.coalescing import Line
 from cascade_state.testing import factories
 from tests.contract.postgres_observer import PostgresObserver
-from tests.postgres.wire import Wire
+from tests.wire import Wire
 
 pytestmark = pytest.mark.postgres
 
