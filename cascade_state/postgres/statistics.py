@@ -14,7 +14,6 @@ from cascade_state.model.flow_status import FlowStatus
 from cascade_state.model.statistics import Statistics
 from cascade_state.postgres.direct import Record
 from cascade_state.postgres.executor import Executor
-from cascade_state.postgres.statements.parameters import columns
 from cascade_state.postgres.statements.statistics import COUNT_ALL, COUNT_SOME
 
 __all__ = ["COUNTED", "read_statistics"]
@@ -49,8 +48,8 @@ def _values(executor: Executor) -> dict[str, Any]:
         "now": executor.now(),
         "most": COUNTED + 1,
         "schema": executor.statements.schema,
-        **columns("status", ("status",), [(status.value,) for status in FlowStatus]),
-        **columns("sized", ("name",), [("flow_instances",), *((index,) for index in _INDEXES.values())]),
+        "statuses": f"{{{','.join(FlowStatus)}}}",
+        "sized": f"{{{','.join(('flow_instances', *_INDEXES.values()))}}}",
     }
 
 

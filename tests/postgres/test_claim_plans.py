@@ -14,6 +14,7 @@ from cascade_state import FlowInstanceFilter, FlowStatus, Store, open_store
 from cascade_state.postgres.direct import CompiledStatement, Statement
 from cascade_state.postgres.statements import deliveries, flow_instances, timer_lists, timers
 from cascade_state.postgres.statements.parameters import partition_values
+from cascade_state.postgres.statements.statistics import COUNT_SOME
 from cascade_state.testing import factories
 
 pytestmark = pytest.mark.postgres
@@ -133,6 +134,20 @@ async def test_claims_run_along_an_index(crowded: Any) -> None:
         _check(await _explained(crowded, statement, {}), rows_sorted=0, buffers=40)
     for statement in (timer_lists.NEXT_DUE_AT_IN, deliveries.NEXT_DELIVERY_AT_IN):
         _check(await _explained(crowded, statement, partition_values(_MINE)), rows_sorted=0, buffers=1_500)
+
+
+@pytest.mark.parametrize("statement", [timers.CLAIM_DUE, deliveries.CLAIM, COUNT_SOME], ids=lambda one: one.name)
+async def test_a_connection_soon_stops_planning(crowded: Any, statement: Statement) -> None:
+    # The planner sees no value, so it takes no more for these values than for any. On a million timers a plan for what
+    # it believed to be due by now (next to nothing) sorted all that was.
+    compiled = CompiledStatement(statement, None)
+    values = {**_CLAIM, "most": 1_000, "schema": None, "statuses": "{RUNNING}", "sized": "{flow_instances}"}
+    for _ in range(7):
+        await crowded.fetch(compiled.text, *compiled.arguments(values))
+    kinds = await crowded.fetchrow(
+        "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1", compiled.text
+    )
+    assert dict(kinds) == {"generic_plans": 2, "custom_plans": 5}
 
 
 async def test_claims_in_all_partitions_together_take_everything_once(crowded: Any, database_url: str) -> None:

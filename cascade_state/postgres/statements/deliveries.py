@@ -18,6 +18,7 @@ from cascade_state.postgres.statements.parameters import (
     looked_up,
     param,
     relation,
+    unforeseen,
 )
 from cascade_state.postgres.statements.sweeping import is_anything_expired, is_anything_unmatched
 from cascade_state.postgres.statements.waits import (
@@ -61,14 +62,15 @@ def _delivered(*entities: Any) -> Select[Any]:
 
 
 def _is_free() -> ColumnElement[bool]:
-    return and_(wait.c.available_at <= NOW, or_(wait.c.lease_holder.is_(None), wait.c.lease_expires_at <= NOW))
+    now = unforeseen(NOW)
+    return and_(wait.c.available_at <= now, or_(wait.c.lease_holder.is_(None), wait.c.lease_expires_at <= now))
 
 
 def _claim() -> Select[Any]:
     free = (
         _delivered(*key("attempts"))
         .where(_is_free())
-        .limit(param("limit", BIGINT))
+        .limit(unforeseen(param("limit", BIGINT)))
         .with_for_update(skip_locked=True)
         .cte("free")
     )
@@ -92,11 +94,11 @@ def _claim_in() -> Select[Any]:
     taken = (
         _delivered(*key("attempts"))
         .where(wait.c.flow_partition_id == places.c.partition_id, _is_free())
-        .limit(param("limit", BIGINT))
+        .limit(unforeseen(param("limit", BIGINT)))
         .with_for_update(skip_locked=True)
         .lateral("taken")
     )
-    free = select(taken).join_from(places, taken, _ALWAYS).limit(param("limit", BIGINT)).cte("free")
+    free = select(taken).join_from(places, taken, _ALWAYS).limit(unforeseen(param("limit", BIGINT))).cte("free")
     return _claimed(free)
 
 

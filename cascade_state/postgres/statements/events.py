@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, Select, Text, cast, func, select, tuple_
 from sqlalchemy.dialects.postgresql import array
 
 from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.statements.parameters import BIGINT, INTEGER, TEXT, UUID_VALUE, param
+from cascade_state.postgres.statements.parameters import BIGINT, INTEGER, TEXT, UUID_VALUE, param, unforeseen
 from cascade_state.postgres.tables import flow_events
 
-__all__ = ["IS_SETTLED", "READ_BEHIND", "READ_FIRST", "READ_PARTITION", "event_columns", "partition_feed", "unforeseen"]
+__all__ = ["IS_SETTLED", "READ_BEHIND", "READ_FIRST", "READ_PARTITION", "event_columns", "partition_feed"]
 
 _event = flow_events.c
 
@@ -60,15 +60,6 @@ def partition_feed(
         .where(_event.partition_id == func.any(array([partition_id])), tuple_(*_FEED_ORDER) > tuple_(*after))
         .order_by(*_PARTITION_ORDER)
     )
-
-
-def unforeseen(value: ColumnElement[Any]) -> Any:
-    """Returns a bound value that the planner does not see.
-
-    Otherwise it takes what is behind a late place for little, and what is within the limit for everything, and sorts
-    it: but by the time it runs there may be much.
-    """
-    return select(value).scalar_subquery()
 
 
 def _read_partition() -> Select[Any]:

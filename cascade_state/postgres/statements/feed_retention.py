@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, func, literal_column, not_, or_, select, true
 
 from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.statements.events import IS_SETTLED, partition_feed, unforeseen
+from cascade_state.postgres.statements.events import IS_SETTLED, partition_feed
 from cascade_state.postgres.statements.feed_places import ONE, START, every_partition, is_unhandled
-from cascade_state.postgres.statements.parameters import BIGINT, BOOLEAN, INSTANT, param
+from cascade_state.postgres.statements.parameters import BIGINT, BOOLEAN, INSTANT, param, unforeseen
 from cascade_state.postgres.tables import flow_events
 
 __all__ = ["PURGE_EVENTS"]

@@ -27,9 +27,9 @@ from sqlalchemy import (
 from cascade_state.model.feeds import COUNTED_LAG
 from cascade_state.postgres.columns import XID8
 from cascade_state.postgres.direct import Statement
-from cascade_state.postgres.statements.events import IS_SETTLED, event_columns, unforeseen
+from cascade_state.postgres.statements.events import IS_SETTLED, event_columns
 from cascade_state.postgres.statements.feed_places import ONE, PLACE, ZERO, behind_checkpoint, is_this_consumer
-from cascade_state.postgres.statements.parameters import BIGINT, INTEGER, NOW, TEXT, UUID_VALUE, param
+from cascade_state.postgres.statements.parameters import BIGINT, INTEGER, NOW, TEXT, UUID_VALUE, param, unforeseen
 from cascade_state.postgres.tables import feed_checkpoints, feed_consumers, flow_events
 
 __all__ = ["COMPLETE", "FIND_NEWS", "LAG", "LIST_FAILING", "READ_BATCH", "RETRY", "failures", "lags"]

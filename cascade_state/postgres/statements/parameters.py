@@ -58,6 +58,7 @@ __all__ = [
     "partition_values",
     "relation",
     "scalars",
+    "unforeseen",
 ]
 
 TEXT: TypeEngine[Any] = Text()
@@ -74,6 +75,16 @@ JSONB_DOCUMENT: TypeEngine[Any] = JSONB()
 NOW: ColumnElement[datetime] = func.coalesce(
     cast(bindparam("now", type_=InstantText()), INSTANT), func.statement_timestamp()
 )
+
+
+def unforeseen(value: ColumnElement[Any]) -> Any:
+    """Returns a value that the planner does not see.
+
+    Otherwise it goes by what its statistics knew of the table: it takes what is due by now, or behind a late place, for
+    little, and what is within the limit for all of that, and sorts it. But by the time it runs there may be much. And
+    it believes that a plan for these values is better than one for any, so it plans each time.
+    """
+    return select(value).scalar_subquery()
 
 
 def param(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:

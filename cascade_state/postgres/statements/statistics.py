@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import REAL, TIMESTAMP
 
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.feeds import failures, lags
-from cascade_state.postgres.statements.parameters import BIGINT, NOW, TEXT, param, relation
+from cascade_state.postgres.statements.parameters import BIGINT, NOW, TEXT, param, unforeseen
 from cascade_state.postgres.statements.timers import ONE
 from cascade_state.postgres.tables import correlations, early_events, flow_instances, timers, workers
 
@@ -76,14 +76,14 @@ def _count_all() -> Select[Any]:
 
 def _count_some() -> Select[Any]:
     """One row. No figure reads more than `most` entries of its index; `timers_due` are those that were looked at."""
-    given = relation("status", {"status": TEXT}).subquery("given")
+    given = _listed("statuses", "status").subquery("given")
     entries = select(ONE.label("entry")).where(flow_instances.c.status == given.c.status)
     by_status = select(given.c.status, _count_up_to_most(entries.correlate(given)).label("total")).subquery("by_status")
     due = (
         select(timers.c.due_at, timers.c.status, timers.c.lease_expires_at)
-        .where(_LIVING, timers.c.due_at <= NOW)
+        .where(_LIVING, timers.c.due_at <= unforeseen(NOW))
         .order_by(timers.c.due_at, timers.c.timer_id)
-        .limit(param("most", BIGINT))
+        .limit(unforeseen(param("most", BIGINT)))
         .subquery("due")
     )
     overdue = select(
@@ -106,12 +106,18 @@ def _count_some() -> Select[Any]:
     )
 
 
+def _listed(parameter: str, name: str) -> Select[Any]:
+    """A row for each element of an array. Seven in place of ten would count for more than a plan that is kept."""
+    listed = unforeseen(cast(param(parameter, TEXT), ARRAY(TEXT)))
+    return select(func.unnest(listed).column_valued(name))
+
+
 def _is_free(source: Any) -> ColumnElement[bool]:
-    return or_(source.c.status == _PENDING, source.c.lease_expires_at <= NOW)
+    return or_(source.c.status == _PENDING, source.c.lease_expires_at <= unforeseen(NOW))
 
 
 def _count_up_to_most(entries: Select[Any]) -> ColumnElement[int]:
-    some = entries.limit(param("most", BIGINT)).subquery()
+    some = entries.limit(unforeseen(param("most", BIGINT))).subquery()
     return select(func.count()).select_from(some).scalar_subquery()
 
 
@@ -154,7 +160,7 @@ def _oid(name: ColumnElement[str]) -> ColumnElement[Any]:
 
 
 def _known_to_the_server() -> tuple[ColumnElement[Any], ...]:
-    sized = relation("sized", {"name": TEXT}).subquery("sized")
+    sized = _listed("sized", "name").subquery("sized")
     sizes = (
         select(sized.c.name, _class.c.reltuples)
         .join_from(sized, _class, _class.c.oid == _oid(sized.c.name))

@@ -43,6 +43,7 @@ from cascade_state.postgres.statements.parameters import (
     param,
     relation,
     scalars,
+    unforeseen,
 )
 from cascade_state.postgres.tables import flow_instances, timers
 
@@ -209,12 +210,13 @@ DIAGNOSE_SCHEDULE = Statement("timers.diagnose_schedule", _diagnose_schedule)
 
 
 def _due(*entities: Any) -> Select[Any]:
+    now = unforeseen(NOW)
     return (
         select(*entities)
         .where(
             _timer.died_at.is_(None),
-            _timer.due_at <= NOW,
-            or_(_timer.status == PENDING, _timer.lease_expires_at <= NOW),
+            _timer.due_at <= now,
+            or_(_timer.status == PENDING, _timer.lease_expires_at <= now),
         )
         .order_by(_timer.due_at, _timer.timer_id)
     )
@@ -223,7 +225,7 @@ def _due(*entities: Any) -> Select[Any]:
 def _claim_due() -> Any:
     locked = (
         _due(_timer.partition_id, _timer.timer_id)
-        .limit(param("limit", BIGINT))
+        .limit(unforeseen(param("limit", BIGINT)))
         .with_for_update(skip_locked=True)
         .cte("locked")
     )
@@ -247,14 +249,14 @@ def _claim_due_in() -> Any:
     taken = (
         _due(_timer.partition_id, _timer.timer_id)
         .where(_timer.partition_id == places.c.partition_id)
-        .limit(param("limit", BIGINT))
+        .limit(unforeseen(param("limit", BIGINT)))
         .with_for_update(skip_locked=True)
         .lateral("taken")
     )
     locked = (
         select(taken.c.partition_id, taken.c.timer_id)
         .join_from(places, taken, literal_column("true"))
-        .limit(param("limit", BIGINT))
+        .limit(unforeseen(param("limit", BIGINT)))
         .cte("locked")
     )
     return _claimed(locked)
