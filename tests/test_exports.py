@@ -65,12 +65,23 @@ def test_the_lazy_names_are_the_exported_ones(module: Any) -> None:
 def test_every_error_is_exported() -> None:
     from cascade_state import errors
 
-    testing_only = {
-        name
-        for name in errors.__all__
-        if issubclass(getattr(errors, name), errors.TestDatabaseError) and name != "TestDatabaseError"
+    assert set(errors.__all__) <= set(cascade_state.__all__)
+    testing_only = {name for name in errors.__all__ if issubclass(getattr(errors, name), errors.TestDatabaseError)}
+    assert testing_only <= set(cascade_state.testing.__all__)
+    for name in testing_only:
+        assert getattr(cascade_state, name) is getattr(cascade_state.testing, name) is getattr(errors, name)
+
+
+def test_every_value_is_exported_where_values_live() -> None:
+    from cascade_state import model
+
+    values = {
+        name for name in cascade_state.__all__ if getattr(cascade_state, name).__module__.startswith(model.__name__)
     }
-    assert set(errors.__all__) - testing_only <= set(cascade_state.__all__)
+    assert values >= {"FlowDefinition", "FlowInstance", "StepResult", "Lease"}
+    assert set(model.__all__) == values
+    for name in values:
+        assert getattr(model, name) is getattr(cascade_state, name)
 
 
 def test_no_name_is_exported_twice() -> None:

@@ -9,6 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cascade_state.errors import (
+        DatabaseAlreadyExists,
+        DatabaseDiscarded,
+        DatabaseInUse,
+        DatabaseNotFound,
+        InvalidDatabaseName,
+        PermissionDenied,
+        PoolClosed,
+        PoolTimeout,
+        ServerUnavailable,
+        TemplateBusy,
+        TemplateNotFound,
+        TestDatabaseError,
+    )
     from cascade_state.testing.clock import FrozenClock
     from cascade_state.testing.databases import TemporaryDatabase
     from cascade_state.testing.fault_plan import FaultPlan
@@ -22,7 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockingPool",
+    "DatabaseAlreadyExists",
     "DatabaseConfig",
+    "DatabaseDiscarded",
+    "DatabaseInUse",
+    "DatabaseNotFound",
     "DatabasePool",
     "DirectoryHash",
     "Fault",
@@ -32,18 +50,31 @@ __all__ = [
     "FrozenClock",
     "IntegresqlClient",
     "IntegresqlDatabase",
+    "InvalidDatabaseName",
+    "PermissionDenied",
+    "PoolClosed",
     "PoolStatistics",
+    "PoolTimeout",
     "PooledDatabase",
     "PostgresServer",
+    "ServerUnavailable",
+    "TemplateBusy",
+    "TemplateNotFound",
     "TemporaryDatabase",
+    "TestDatabaseError",
     "hash_directory",
     "migration_hash",
     "shared_server",
 ]
 
+# Relative to this package, as in an import; one more dot leads to the package around it.
 _HOMES = {
     "BlockingPool": "pool",
+    "DatabaseAlreadyExists": ".errors",
     "DatabaseConfig": "integresql.database_config",
+    "DatabaseDiscarded": ".errors",
+    "DatabaseInUse": ".errors",
+    "DatabaseNotFound": ".errors",
     "DatabasePool": "pool",
     "DirectoryHash": "hashing",
     "Fault": "faults",
@@ -53,10 +84,18 @@ _HOMES = {
     "FrozenClock": "clock",
     "IntegresqlClient": "integresql.client",
     "IntegresqlDatabase": "integresql.calls",
+    "InvalidDatabaseName": ".errors",
+    "PermissionDenied": ".errors",
+    "PoolClosed": ".errors",
     "PoolStatistics": "pool",
+    "PoolTimeout": ".errors",
     "PooledDatabase": "pool",
     "PostgresServer": "server",
+    "ServerUnavailable": ".errors",
+    "TemplateBusy": ".errors",
+    "TemplateNotFound": ".errors",
     "TemporaryDatabase": "databases",
+    "TestDatabaseError": ".errors",
     "hash_directory": "hashing",
     "migration_hash": "hashing",
     "shared_server": "server",
@@ -66,7 +105,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
 
