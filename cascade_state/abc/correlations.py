@@ -8,8 +8,15 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from cascade_state.abc.repository import DEFAULT_LIMIT, Repository, check_limit, cut, decode_position
-from cascade_state.model.advance import HeldDelivery, held_delivery
-from cascade_state.model.arguments import check_duration, check_key, check_partitions, check_text, check_uuid
+from cascade_state.model.advance import HeldDelivery, held_deliveries, held_delivery
+from cascade_state.model.arguments import (
+    check_duration,
+    check_items,
+    check_key,
+    check_partitions,
+    check_text,
+    check_uuid,
+)
 from cascade_state.model.correlations import Correlation, DeadLetter, Delivery, PublishMode
 from cascade_state.model.lists import CursorList
 from cascade_state.model.publishing import PlannedPublication, plan_publication, plan_republication
@@ -145,8 +152,8 @@ class Correlations(Repository, ABC):
             skip_locked: Does not wait for deliveries that another transaction holds, but returns them as they are:
                 while it is open nobody can take them.
         """
-        items = tuple(deliveries)
-        held = tuple(map(held_delivery, items))
+        items = check_items(deliveries, "deliveries")
+        held = held_deliveries(items)
         check_duration(lease_duration, "lease_duration")
         with self._guard.call(writes=True):
             return await self._renew(items, held, lease_duration, skip_locked)
@@ -157,7 +164,7 @@ class Correlations(Repository, ABC):
         Raises:
             LeaseLost: Naming the first whose lease is not current; nothing is acknowledged.
         """
-        held = tuple(map(held_delivery, deliveries))
+        held = held_deliveries(deliveries)
         with self._guard.call(writes=True):
             await self._complete(held)
 
@@ -167,7 +174,7 @@ class Correlations(Repository, ABC):
         Raises:
             LeaseLost: Naming the first whose lease is not current; nothing is released.
         """
-        held = tuple(map(held_delivery, deliveries))
+        held = held_deliveries(deliveries)
         with self._guard.call(writes=True):
             await self._release(held)
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from cascade_state.abc.repository import DEFAULT_LIMIT, Repository, check_limit, cut, decode_position
 from cascade_state.errors import FlowDefinitionNotFound
 from cascade_state.model import documents
-from cascade_state.model.arguments import check_count, check_key
+from cascade_state.model.arguments import check_count, check_key, check_kind
 from cascade_state.model.flow_definitions import FlowDefinition
 from cascade_state.model.lists import CursorList
 
@@ -28,7 +28,7 @@ class FlowDefinitions(Repository, ABC):
             InvalidDefinition: It contradicts itself; see `FlowDefinition.validate`.
             InvalidArgument: A text or document in it cannot be stored.
         """
-        definition.validate()
+        check_kind(definition, FlowDefinition, "definition").validate()
         content = documents.dump(definition.content(), "definition", maximum_bytes=self._limits.max_document_bytes)
         with self._guard.call(writes=True):
             return await self._deploy(FlowDefinition.from_content(documents.load(content)), content)

@@ -18,10 +18,18 @@ from cascade_state.errors import (
     SerializationError,
 )
 from cascade_state.model.advance import AdvancePlan, plan_advance
-from cascade_state.model.arguments import check_duration, check_instant, check_key, check_partitions, check_uuid
+from cascade_state.model.arguments import (
+    check_duration,
+    check_instant,
+    check_items,
+    check_key,
+    check_kind,
+    check_partitions,
+    check_uuid,
+)
 from cascade_state.model.events import FlowEvent
 from cascade_state.model.export import ExportDocument, check_export
-from cascade_state.model.filters import FlowInstanceFilter, check_statuses
+from cascade_state.model.filters import FlowInstanceFilter, check_statuses, checked_filter
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import TERMINAL_STATUSES, FlowStatus
 from cascade_state.model.lists import CursorList, Page, encode_cursor
@@ -67,7 +75,7 @@ class FlowInstances(Repository, ABC):
         Raises:
             InvalidArgument: See `add`.
         """
-        plans = [self._plan_new(instance) for instance in instances]
+        plans = [self._plan_new(instance) for instance in check_items(instances, "instances")]
         with self._guard.call(writes=True):
             return await self._add_many(plans)
 
@@ -130,7 +138,7 @@ class FlowInstances(Repository, ABC):
         Raises:
             InvalidArgument: The cursor belongs to another filter, or a field of the filter is unusable.
         """
-        chosen = (filter or FlowInstanceFilter()).checked()
+        chosen = checked_filter(filter)
         subject = ("flow_instances.list_page", chosen)
         after = decode_position(cursor, subject, datetime, UUID)
         with self._guard.call(writes=False):
@@ -164,7 +172,7 @@ class FlowInstances(Repository, ABC):
         filter: FlowInstanceFilter | None = None,
     ) -> int:
         """Returns how many flow instances a filter chooses."""
-        chosen = (filter or FlowInstanceFilter()).checked()
+        chosen = checked_filter(filter)
         with self._guard.call(writes=False):
             return await self._count(chosen)
 
@@ -211,7 +219,7 @@ class FlowInstances(Repository, ABC):
         check_key(holder, "holder")
         check_duration(lease_duration, "lease_duration")
         places = check_partitions(partitions, "partitions", self._limits.partition_count)
-        chosen = (filter or FlowInstanceFilter()).checked()
+        chosen = checked_filter(filter)
         with self._guard.call(writes=True):
             if places is not None and not places:
                 return []
@@ -267,7 +275,7 @@ class FlowInstances(Repository, ABC):
         chosen = check_statuses(statuses)
         if not TERMINAL_STATUSES.issuperset(chosen):
             raise InvalidArgument(argument="statuses", reason="may name only statuses of flows that have ended")
-        with self._guard.call(writes=True):
+        with self._guard.call(writes=not dry_run):
             return await self._purge(before, chosen, check_limit(limit), bool(dry_run), bool(force))
 
     async def export(self, flow_instance_id: UUID) -> JsonObject:
@@ -297,7 +305,7 @@ class FlowInstances(Repository, ABC):
             return await self._import(checked)
 
     def _plan_new(self, instance: FlowInstance) -> AdvancePlan:
-        if instance.version != 0:
+        if check_kind(instance, FlowInstance, "instance").version != 0:
             raise InvalidArgument(argument="instance", reason="was stored before; save or advance it")
         return plan_advance(instance, limits=self._limits)
 
@@ -373,8 +381,8 @@ def _sort_key(instance: FlowInstance) -> tuple[str, str]:
 
 
 def _held(instances: Iterable[FlowInstance]) -> tuple[FlowInstance, ...]:
-    items = tuple(instances)
+    items = check_items(instances, "instances")
     for item in items:
-        if item.lease is None:
+        if check_kind(item, FlowInstance, "instances").lease is None:
             raise LeaseLost(entity="flow instance", key=item.flow_instance_id)
     return items

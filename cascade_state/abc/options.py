@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,7 @@ from cascade_state.clock import Clock
 from cascade_state.errors import InvalidArgument
 from cascade_state.ids import DEFAULT_PARTITION_COUNT, MAXIMUM_PARTITION_COUNT, MINIMUM_PARTITION_COUNT
 from cascade_state.model.advance import Limits
-from cascade_state.model.arguments import check_count, check_key
+from cascade_state.model.arguments import check_count, check_key, check_kind
 
 __all__ = ["StoreOptions"]
 
@@ -38,6 +39,11 @@ class StoreOptions:
                 argument="partition_count",
                 reason=f"must be a power of two from {MINIMUM_PARTITION_COUNT} to {MAXIMUM_PARTITION_COUNT}",
             )
+        for name in ("hints", "coalesce"):
+            check_kind(getattr(self, name), bool, name)
+        timeout = self.pool_timeout_seconds
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
+            raise InvalidArgument(argument="pool_timeout_seconds", reason="must be a finite number above 0")
         check_count(self.pool_size, "pool_size", maximum=1_000)
         check_count(self.max_document_bytes, "max_document_bytes", maximum=1 << 28)
         check_count(self.max_attempts, "max_attempts", maximum=1_000_000)

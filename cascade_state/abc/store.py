@@ -28,7 +28,7 @@ from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.replica_sets import ReplicaSets
 from cascade_state.abc.timers import Timers
 from cascade_state.abc.unit_of_work import UnitOfWork
-from cascade_state.errors import StoreNotOpen, StoreUnavailable, TransactionAborted, UsageError
+from cascade_state.errors import InvalidArgument, StoreNotOpen, StoreUnavailable, TransactionAborted, UsageError
 from cascade_state.model.arguments import check_count, check_duration
 from cascade_state.model.statistics import Statistics
 
@@ -122,7 +122,7 @@ class Store(Advancing, ABC):
         """
         self._guard.call(writes=False)
         if isolation not in (None, "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"):
-            raise UsageError(f"unknown isolation {isolation!r}")
+            raise InvalidArgument(argument="isolation", reason=f"is none that PostgreSQL has: {isolation!r}")
         uow = self._unit_of_work(isolation, read_only)
         if idle_limit is not None:
             uow._idle_limit = check_duration(idle_limit, "idle_limit")
@@ -187,7 +187,7 @@ class Store(Advancing, ABC):
         """
         self._guard.call(writes=False)
         if topic not in get_args(HintTopic):
-            raise UsageError(f"unknown topic {topic!r}")
+            raise InvalidArgument(argument="topic", reason=f"must be one of {get_args(HintTopic)}")
         return self._listener(topic)
 
     @abstractmethod

@@ -9,10 +9,11 @@ from uuid import UUID
 
 from cascade_state.abc.repository import DEFAULT_LIMIT, Repository, check_limit, cut, decode_position
 from cascade_state.errors import TimerNotFound
-from cascade_state.model.advance import HeldTimer, PlannedTimer, held_timer, plan_timer
+from cascade_state.model.advance import HeldTimer, PlannedTimer, held_timer, held_timers, plan_timer
 from cascade_state.model.arguments import (
     check_duration,
     check_instant,
+    check_items,
     check_key,
     check_optional_key,
     check_partitions,
@@ -141,8 +142,8 @@ class Timers(Repository, ABC):
             skip_locked: Does not wait for timers that another transaction holds, but returns them as they are:
                 while it is open nobody can take them.
         """
-        items = tuple(timers)
-        held = tuple(map(held_timer, items))
+        items = check_items(timers, "timers")
+        held = held_timers(items)
         check_duration(lease_duration, "lease_duration")
         with self._guard.call(writes=True):
             return await self._renew(items, held, lease_duration, skip_locked)
@@ -153,7 +154,7 @@ class Timers(Repository, ABC):
         Raises:
             LeaseLost: Naming the first whose lease is not current; nothing is removed.
         """
-        held = tuple(map(held_timer, timers))
+        held = held_timers(timers)
         with self._guard.call(writes=True):
             await self._complete(held)
 
@@ -186,7 +187,7 @@ class Timers(Repository, ABC):
         Raises:
             LeaseLost: Naming the first whose lease is not current; nothing is released.
         """
-        held = tuple(map(held_timer, timers))
+        held = held_timers(timers)
         with self._guard.call(writes=True):
             await self._release(held)
 

@@ -19,6 +19,7 @@ from datetime import timedelta
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.store import Store
 from cascade_state.coordination.member import Member, new_worker_id
+from cascade_state.coordination.settings import check_store
 from cascade_state.errors import InvalidArgument
 from cascade_state.model.arguments import check_duration, check_key
 from cascade_state.types import JsonObject
@@ -62,7 +63,7 @@ class ReplicaSet:
             InvalidArgument: A duration or a name is unusable, or the interval is longer than a third of
                 `stale_after`.
         """
-        self.store: Store = store
+        self.store: Store = check_store(store)
         self.name: str = check_key(name, "name")
         self.heartbeat_interval: timedelta = check_duration(heartbeat_interval, "heartbeat_interval")
         self.stale_after: timedelta = check_duration(stale_after, "stale_after")

@@ -31,12 +31,12 @@ from cascade_state.coordination.kinds import Deliveries, Kind, Orphans, Timers
 from cascade_state.coordination.leases import keep_leases
 from cascade_state.coordination.member import Member
 from cascade_state.coordination.replica_set import ReplicaSet
-from cascade_state.coordination.settings import Settings
+from cascade_state.coordination.settings import Settings, check_store
 from cascade_state.coordination.signals import called_on_signals
 from cascade_state.coordination.slots import Slots
 from cascade_state.coordination.store_time import StoreTime
-from cascade_state.errors import StoreUnavailable, TransactionAborted, UsageError
-from cascade_state.model.arguments import check_count, check_duration, check_optional_key
+from cascade_state.errors import InvalidArgument, StoreUnavailable, TransactionAborted, UsageError
+from cascade_state.model.arguments import check_count, check_duration, check_kind, check_optional_key
 from cascade_state.model.correlations import Delivery
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.timers import Timer
@@ -120,12 +120,12 @@ class Worker:
         handlers = {"timer": on_timer, "delivery": on_delivery, "orphan": on_orphan}
         for kind, handler in handlers.items():
             if handler is not None and not callable(handler):
-                raise UsageError(f"on_{kind} must be a coroutine function")
+                raise InvalidArgument(argument=f"on_{kind}", reason="must be a coroutine function")
         if all(handler is None for handler in handlers.values()):
             raise UsageError("a worker needs a handler: on_timer, on_delivery or on_orphan")
         if check_duration(lease_duration, "lease_duration") < _SHORTEST_LEASE:
-            raise UsageError(f"lease_duration must be at least {_SHORTEST_LEASE}")
-        self._store = store
+            raise InvalidArgument(argument="lease_duration", reason=f"must be at least {_SHORTEST_LEASE}")
+        self._store = check_store(store)
         self._handlers = handlers
         self._settings = Settings(
             concurrency=check_count(concurrency, "concurrency", maximum=10_000),
@@ -136,17 +136,15 @@ class Worker:
         )
         self._grace_period = check_duration(grace_period, "grace_period", allow_zero=True)
         self._name = check_optional_key(name, "name") or f"{socket.gethostname()}-{os.getpid()}"
-        self._replica_set = (
-            ReplicaSet(
+        if isinstance(replica_set, str):
+            replica_set = ReplicaSet(
                 store,
                 replica_set,
                 heartbeat_interval=heartbeat_interval,
                 stale_after=stale_after,
                 worker_name=self._name,
             )
-            if isinstance(replica_set, str)
-            else replica_set
-        )
+        self._replica_set = None if replica_set is None else check_kind(replica_set, ReplicaSet, "replica_set")
         self._handle_signals = handle_signals
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()

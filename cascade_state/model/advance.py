@@ -16,7 +16,7 @@ from uuid import UUID
 from cascade_state.errors import InvalidArgument, InvalidTransition, LeaseLost
 from cascade_state.ids import DEFAULT_PARTITION_COUNT, new_timer_id
 from cascade_state.model import documents
-from cascade_state.model.arguments import check_count, check_key, check_uuid
+from cascade_state.model.arguments import check_count, check_items, check_key, check_kind, check_uuid
 from cascade_state.model.changes import Changes
 from cascade_state.model.correlations import Delivery
 from cascade_state.model.events import NewEvent
@@ -35,11 +35,16 @@ __all__ = [
     "PlannedResult",
     "PlannedTimer",
     "PlannedWait",
+    "held_deliveries",
     "held_delivery",
     "held_timer",
+    "held_timers",
     "plan_advance",
     "plan_timer",
 ]
+
+
+_MAXIMUM_VERSION = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +171,7 @@ def plan_advance(
         InvalidTransition: A timer is scheduled on a flow that has ended.
         LeaseLost: Something in `completes` was never claimed, or was released.
     """
+    check_kind(instance, FlowInstance, "instance")
     changes = instance.changes
     timers, deliveries = _held(completes) if completes else ((), ())
     put, remove = _planned_states(put_states, remove_states, limits)
@@ -251,23 +257,37 @@ def plan_timer(
     )
 
 
-def held_timer(timer: Timer) -> HeldTimer:
+def held_timers(timers: Iterable[Timer]) -> tuple[HeldTimer, ...]:
+    """Returns what proves that each timer is held; see `held_timer`."""
+    return tuple([held_timer(timer, "timers") for timer in check_items(timers, "timers")])
+
+
+def held_timer(timer: Timer, argument: str = "timer") -> HeldTimer:
     """Returns what proves that a timer is held.
 
     Raises:
+        InvalidArgument: It is no timer.
         LeaseLost: It was never claimed.
     """
+    check_kind(timer, Timer, argument)
     if timer.lease is None:
         raise LeaseLost(entity="timer", key=timer.timer_id)
     return HeldTimer(timer.timer_id, timer.lease.token, timer.lease.holder)
 
 
-def held_delivery(delivery: Delivery) -> HeldDelivery:
+def held_deliveries(deliveries: Iterable[Delivery]) -> tuple[HeldDelivery, ...]:
+    """Returns what proves that each delivery is held; see `held_delivery`."""
+    return tuple([held_delivery(delivery, "deliveries") for delivery in check_items(deliveries, "deliveries")])
+
+
+def held_delivery(delivery: Delivery, argument: str = "delivery") -> HeldDelivery:
     """Returns what proves that a delivery is held.
 
     Raises:
+        InvalidArgument: It is no delivery.
         LeaseLost: It was never claimed.
     """
+    check_kind(delivery, Delivery, argument)
     if delivery.lease is None:
         raise LeaseLost(entity="delivery", key=delivery.correlation_key)
     return HeldDelivery(
@@ -299,6 +319,7 @@ def _checked_instance(instance: FlowInstance) -> FlowInstance:
     """Checks what a caller may have set without a transition."""
     check_uuid(instance.flow_instance_id, "flow_instance_id")
     check_key(instance.flow_id, "flow_id")
+    check_count(instance.version, "version", minimum=0, maximum=_MAXIMUM_VERSION)
     if instance.business_key is not None:
         check_key(instance.business_key, "business_key")
     return instance
@@ -336,6 +357,8 @@ def _planned_result(result: StepResult, limits: Limits) -> PlannedResult:
 def _planned_states(
     put_states: Mapping[str, JsonValue] | None, remove_states: Sequence[str] | Iterable[str], limits: Limits
 ) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    if put_states is not None and not isinstance(put_states, Mapping):
+        raise InvalidArgument(argument="put_states", reason=f"must be a mapping, not {type(put_states).__name__}")
     put = tuple(
         [
             (check_key(step_id, "put_states"), _dump(state, "put_states", limits, step_id))

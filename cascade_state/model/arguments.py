@@ -6,8 +6,9 @@ sent.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import MAXYEAR, UTC, datetime, timedelta
+from typing import Any, TypeVar
 from uuid import UUID
 
 from cascade_state.errors import InvalidArgument
@@ -18,7 +19,9 @@ __all__ = [
     "check_count",
     "check_duration",
     "check_instant",
+    "check_items",
     "check_key",
+    "check_kind",
     "check_optional_instant",
     "check_optional_key",
     "check_partition",
@@ -26,6 +29,8 @@ __all__ = [
     "check_text",
     "check_uuid",
 ]
+
+T = TypeVar("T")
 
 MAXIMUM_KEY_BYTES = 512  # several keys share one B-tree entry, and an entry holds at most about 2,700 bytes
 MAXIMUM_DURATION = timedelta(days=36_525)  # a century: keeps `now + duration` inside what datetime can hold
@@ -95,6 +100,20 @@ def check_duration(value: object, argument: str, *, allow_zero: bool = False) ->
     if value > MAXIMUM_DURATION:
         raise InvalidArgument(argument=argument, reason="is longer than a century")
     return value
+
+
+def check_kind(value: object, kind: type[T], argument: str) -> T:
+    """Returns `value` if it is of a class."""
+    if not isinstance(value, kind):
+        raise InvalidArgument(argument=argument, reason=f"must be a {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def check_items(values: object, argument: str) -> tuple[Any, ...]:
+    """Returns the items of `values`, whatever they are, if there are several to be had; a text is one thing."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise InvalidArgument(argument=argument, reason=f"must be a collection, not {type(values).__name__}")
+    return tuple(values)
 
 
 def check_partition(value: object, argument: str, partition_count: int) -> int:

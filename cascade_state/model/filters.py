@@ -12,6 +12,7 @@ from cascade_state.model import documents
 from cascade_state.model.arguments import (
     check_count,
     check_key,
+    check_kind,
     check_optional_instant,
     check_optional_key,
     check_uuid,
@@ -19,7 +20,7 @@ from cascade_state.model.arguments import (
 from cascade_state.model.flow_status import FlowStatus
 from cascade_state.types import JsonObject
 
-__all__ = ["FlowInstanceFilter", "check_statuses"]
+__all__ = ["FlowInstanceFilter", "check_statuses", "checked_filter"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,11 @@ class FlowInstanceFilter:
         else:
             object.__setattr__(checked, "search_attributes", None)
         return checked
+
+
+def checked_filter(filter: FlowInstanceFilter | None) -> FlowInstanceFilter:
+    """Returns a filter in its canonical form; None chooses all."""
+    return (FlowInstanceFilter() if filter is None else check_kind(filter, FlowInstanceFilter, "filter")).checked()
 
 
 def check_statuses(statuses: Iterable[FlowStatus]) -> tuple[FlowStatus, ...]:

@@ -44,6 +44,12 @@ class StepDefinition:
     run_after: tuple[str, ...] = ()
     condition: Condition | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.run_after, str):  # ("charge") for ("charge",): each letter would be a step
+            raise InvalidArgument(argument="run_after", reason="must be step ids, not one str")
+        if not isinstance(self.run_after, tuple):
+            object.__setattr__(self, "run_after", tuple(self.run_after))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowDefinition:
@@ -62,6 +68,10 @@ class FlowDefinition:
     document: JsonObject = field(default_factory=dict)
     version: int | None = None
     deployed_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, tuple):
+            object.__setattr__(self, "steps", tuple(self.steps))
 
     @property
     def digest(self) -> str:

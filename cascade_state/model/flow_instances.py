@@ -18,6 +18,7 @@ from cascade_state.model.arguments import (
     check_duration,
     check_instant,
     check_key,
+    check_kind,
     check_optional_instant,
     check_optional_key,
     check_uuid,
@@ -33,6 +34,8 @@ from cascade_state.model.timers import ScheduleTimer
 from cascade_state.types import JsonObject, JsonValue
 
 __all__ = ["FlowInstance"]
+
+_EMPTY: JsonObject = {}  # what is kept when nothing was given; None that was given stays None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class FlowInstance:
         cls,
         definition: FlowDefinition,
         *,
-        trigger_data: JsonValue = None,
+        trigger_data: JsonValue = _EMPTY,
         business_key: str | None = None,
         search_attributes: JsonObject | None = None,
         flow_instance_id: UUID | None = None,
@@ -101,7 +104,7 @@ class FlowInstance:
         self,
         definition: FlowDefinition,
         *,
-        trigger_data: JsonValue = None,
+        trigger_data: JsonValue = _EMPTY,
         business_key: str | None = None,
         search_attributes: JsonObject | None = None,
     ) -> FlowInstance:
@@ -128,6 +131,7 @@ class FlowInstance:
         business_key: str | None,
         search_attributes: JsonObject | None,
     ) -> FlowInstance:
+        check_kind(definition, FlowDefinition, "definition")
         if definition.version is None:
             raise InvalidArgument(argument="definition", reason="has no version; deploy it first")
         created = NewEvent("flow_instance.created", {"flow_id": definition.flow_id, "flow_version": definition.version})
@@ -138,7 +142,7 @@ class FlowInstance:
             flow_id=definition.flow_id,
             flow_version=definition.version,
             business_key=check_optional_key(business_key, "business_key"),
-            trigger_data=normalize({} if trigger_data is None else trigger_data, "trigger_data"),
+            trigger_data=normalize(trigger_data, "trigger_data"),
             search_attributes=normalize(search_attributes or {}, "search_attributes"),
             changes=Changes(events=(created,)),
         )
@@ -207,9 +211,9 @@ class FlowInstance:
         self._require("start", FlowStatus.RUNNING)
         return self._changed("flow_instance.started", {}, status=FlowStatus.RUNNING)
 
-    def complete_step(self, step_id: str, outputs: JsonValue = None) -> FlowInstance:
-        """Records that a step completed with `outputs` (None: an empty object). RUNNING; what it waited for goes."""
-        clean = normalize({} if outputs is None else outputs, "outputs")
+    def complete_step(self, step_id: str, outputs: JsonValue = _EMPTY) -> FlowInstance:
+        """Records that a step completed with `outputs`, any JSON value. RUNNING; what it waited for goes."""
+        clean = normalize(outputs, "outputs")
         return self._ended_step("complete_step", step_id, StepStatus.COMPLETED, outputs=clean)
 
     def fail_step(self, step_id: str, error: JsonValue) -> FlowInstance:

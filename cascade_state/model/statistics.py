@@ -11,10 +11,18 @@ from cascade_state.model.flow_status import FlowStatus
 __all__ = ["Statistics"]
 
 
+class _Counts(dict[FlowStatus, int]):
+    """How many by status; 0 where there are none."""
+
+    def __missing__(self, status: FlowStatus) -> int:
+        return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
     """What a store holds, read from indexes at one instant.
 
+    `instances_by_status` lists the statuses that flows have, and gives 0 for the others.
     `timers_pending` counts timers that are pending or claimed; `timers_overdue` those of them that are due
     and held by nobody, and `oldest_overdue_at` is the due time of the earliest such timer.
     `deliveries_pending` counts deliveries that are not acknowledged. `workers_alive` counts workers of all replica sets
@@ -36,3 +44,6 @@ class Statistics:
     consumer_failures: Mapping[str, int] = field(default_factory=dict)
     workers_alive: int = 0
     estimated: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instances_by_status", _Counts(self.instances_by_status))

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _INSTANT = datetime(2030, 1, 1, tzinfo=UTC)
+_EMPTY: JsonObject = {}
 _numbers = count(1)
 
 
@@ -86,7 +87,7 @@ async def deploy_flow_definition(
 def flow_instance(
     definition: FlowDefinition | None = None,
     *,
-    trigger_data: JsonValue = None,
+    trigger_data: JsonValue = _EMPTY,
     business_key: str | None = None,
     search_attributes: JsonObject | None = None,
     flow_instance_id: UUID | None = None,

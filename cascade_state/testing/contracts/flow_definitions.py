@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,13 @@ class FlowDefinitionsContract(StoreContract):
             assert await on.flow_definitions.get(given.flow_id) == deployed
             assert await on.flow_definitions.get(given.flow_id, 1) == deployed
             assert await on.flow_definitions.find(given.flow_id) == deployed
+
+    @rule("C-10")
+    async def test_a_definition_made_of_lists_is_read_as_deployed(self, store: Store) -> None:
+        steps: Any = [factories.step_definition("charge"), factories.step_definition("ship", run_after=["charge"])]
+        deployed = await store.flow_definitions.deploy(FlowDefinition(flow_id=factories.unique("flow"), steps=steps))
+        assert (deployed.steps, deployed.steps[1].run_after) == (tuple(steps), ("charge",))
+        assert await store.flow_definitions.get(deployed.flow_id) == deployed
 
     async def test_a_definition_may_be_a_document_alone(self, store: Store) -> None:
         given = factories.flow_definition(steps=(), document={"dsl": "x"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from cascade_state.abc import Store, UnitOfWork
 from cascade_state.errors import (
     CascadeStateError,
+    InvalidArgument,
     StoreNotOpen,
     UnitOfWorkFinished,
     UnitOfWorkNotOpen,
@@ -106,6 +108,16 @@ class GuardsContract(StoreContract):
         assert (await store.flow_instances.get(free.flow_instance_id)).completed_steps == {"ship"}
 
     @rule("C-03")
+    async def test_of_tasks_that_call_at_once_one_is_served(self, store: Store) -> None:
+        """Nothing has to wait for anybody else: it is enough that two tasks share a unit of work."""
+        flow = await factories.add_flow(store)
+        async with store.begin() as uow:
+            puts = (uow.component_states.put(flow.flow_instance_id, step_id, 1) for step_id in ("charge", "ship"))
+            first, second = await self.finished(asyncio.gather(*puts, return_exceptions=True))
+            assert isinstance(second, UsageError), second
+        assert await store.component_states.list_for_instance(flow.flow_instance_id) == [first]
+
+    @rule("C-03")
     @pytest.mark.parametrize("name", sorted(CALLS))
     async def test_a_store_that_is_not_open_refuses_every_call(self, open_store_again: OpenStore, name: str) -> None:
         unopened = open_store_again()
@@ -133,8 +145,9 @@ class GuardsContract(StoreContract):
 
     @rule("C-03")
     async def test_an_unknown_isolation_is_refused(self, store: Store) -> None:
-        with pytest.raises(UsageError):
+        with pytest.raises(InvalidArgument) as caught:
             store.begin(isolation="READ WHATEVER")  # type: ignore[arg-type]
+        assert caught.value.argument == "isolation"
 
     # C-06
 

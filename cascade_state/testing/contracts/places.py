@@ -31,7 +31,6 @@ class Place:
     argument: str
     prefix: str = "$"
     objects_only: bool = False
-    none_is_empty: bool = False  # None stands for an empty object
 
 
 async def _trigger_data(store: Store, document: Any) -> tuple[Any, Read]:
@@ -208,12 +207,12 @@ def _with_step(definition: FlowDefinition, **changes: Any) -> FlowDefinition:
 
 PLACES: Mapping[str, Place] = {
     "cancel.reason": Place(_cancel_reason, "error"),
-    "complete_step.outputs": Place(_outputs, "outputs", none_is_empty=True),
+    "complete_step.outputs": Place(_outputs, "outputs"),
     "component_states.put.state": Place(_state, "state"),
     "correlations.publish.payload": Place(_published, "payload"),
     "correlations.publish.payload, kept": Place(_kept, "payload"),
     "create.search_attributes": Place(_search_attributes, "search_attributes", objects_only=True),
-    "create.trigger_data": Place(_trigger_data, "trigger_data", none_is_empty=True),
+    "create.trigger_data": Place(_trigger_data, "trigger_data"),
     "definition.document": Place(
         _definition_with(lambda definition, value: replace(definition, document=value), lambda found: found.document),
         "definition",
@@ -225,7 +224,7 @@ PLACES: Mapping[str, Place] = {
     "new_event.payload": Place(_event, "events"),
     "put_states": Place(_put_states, "put_states", "$.charge"),
     "schedule.payload": Place(_scheduled, "payload"),
-    "replica_sets.join.metadata": Place(_worker, "metadata", objects_only=True, none_is_empty=True),
+    "replica_sets.join.metadata": Place(_worker, "metadata", objects_only=True),
     "step.config": Place(
         _definition_with(
             lambda definition, value: _with_step(definition, config=value), lambda found: found.steps[0].config

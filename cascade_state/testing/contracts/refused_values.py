@@ -29,6 +29,7 @@ from cascade_state.testing.contracts.refusals import (
     OTHERS,
     Use,
 )
+from cascade_state.testing.contracts.refused_kinds import OF_ANOTHER_KIND
 from cascade_state.testing.contracts.rules import rule
 
 __all__ = ["RefusedValuesContract"]
@@ -130,6 +131,12 @@ class RefusedValuesContract(StoreContract):
     @pytest.mark.parametrize("name", sorted(OTHERS))
     async def test_a_wrong_value_is_refused(self, store: Store, name: str) -> None:
         argument, use, value = OTHERS[name]
+        await self._refused(store, use, value, argument)
+
+    @rule("C-10")
+    @pytest.mark.parametrize("name", sorted(OF_ANOTHER_KIND))
+    async def test_an_argument_of_another_kind_is_refused(self, store: Store, name: str) -> None:
+        argument, use, value = OF_ANOTHER_KIND[name]
         await self._refused(store, use, value, argument)
 
     @rule("C-10")

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from cascade_state.abc import Store
-from cascade_state.errors import AlreadyExists, FlowInstanceNotFound, LeaseLost
+from cascade_state.errors import AlreadyExists, FlowInstanceNotFound, LeaseLost, UsageError
 from cascade_state.model.events import NewEvent
 from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.flow_status import FlowStatus
@@ -153,6 +153,16 @@ class RemovingContract(StoreContract):
         assert left == {flow.flow_instance_id for flow in (*ended[2:], running)}
         assert await store.flow_instances.purge(before) == 0
         assert await store.flow_instances.purge(clock.now() + LEASE) == 2
+        assert await store.flow_instances.count() == 1
+
+    @rule("C-06")
+    async def test_a_dry_run_is_no_write(self, store: Store, clock: FrozenClock) -> None:
+        await store.advance((await factories.add_flow(store)).complete())
+        clock.advance(LEASE)
+        async with store.begin(read_only=True) as uow:
+            assert await uow.flow_instances.purge(clock.now(), dry_run=True) == 1
+            with pytest.raises(UsageError):
+                await uow.flow_instances.purge(clock.now())
         assert await store.flow_instances.count() == 1
 
     @rule("C-28")

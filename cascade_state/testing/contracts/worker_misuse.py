@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cascade_state.abc import Store, UnitOfWork
-from cascade_state.coordination import Worker
-from cascade_state.errors import UsageError
+from cascade_state.coordination import FeedConsumer, ReplicaSet, Worker
+from cascade_state.errors import InvalidArgument, UsageError
 from cascade_state.model.timers import Timer
 from cascade_state.testing.clock import FrozenClock
 from cascade_state.testing.contracts.rules import rule
@@ -40,6 +40,7 @@ class WorkerMisuseContract(Workers):
             {"grace_period": -_SECOND},
             {"name": ""},
             {"replica_set": ""},
+            {"replica_set": 7},
             {"replica_set": "x", "heartbeat_interval": _SECOND, "stale_after": 2 * _SECOND},
             {"on_timer": "handler"},
         ],
@@ -48,8 +49,23 @@ class WorkerMisuseContract(Workers):
     async def test_unusable_options_are_refused(self, store: Store, options: dict[str, Any]) -> None:
         async def handle(item: Any, uow: UnitOfWork) -> None: ...
 
-        with pytest.raises(UsageError):
+        with pytest.raises(InvalidArgument) as caught:
             Worker(store, **{"on_timer": handle, **options})
+        assert caught.value.argument in {*options, "name"}  # the name of a replica set
+
+    @rule("Workers", "Errors")
+    @pytest.mark.parametrize("given", [None, "memory://"])
+    async def test_a_store_of_another_kind_is_refused(self, given: Any) -> None:
+        async def handle(item: Any, uow: UnitOfWork) -> None: ...
+
+        for make in (
+            lambda: Worker(given, on_timer=handle),
+            lambda: FeedConsumer(given, name="invoices", handler=handle),
+            lambda: ReplicaSet(given, "shipping"),
+        ):
+            with pytest.raises(InvalidArgument) as caught:
+                make()
+            assert caught.value.argument == "store"
 
     @rule("Workers", "Errors")
     async def test_a_worker_without_handlers_is_refused(self, store: Store) -> None:
