@@ -16,6 +16,7 @@ from benchmarks.comparing import compare
 from benchmarks.effort import Effort
 from benchmarks.growth import Growth, GrowthResult, measure_growth, registered_growth
 from benchmarks.measuring import Result, measure
+from benchmarks.merging import merged
 from benchmarks.registry import TASKS, Benchmark, registered
 from benchmarks.report import as_document, as_json, as_markdown, machine
 from benchmarks.server import durable_server, server_version
@@ -47,9 +48,23 @@ def main() -> int:
         metavar="N,N",
         help="numbers of flows and timers for the growth (default: 10000,1000000; 10000,100000 when quick)",
     )
-    parser.add_argument("--cycles", type=int, help="timers for the bloat (default: 1000000; 20000 when quick)")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        metavar="DIRECTORY",
+        help="keep the server's data there meanwhile, not in memory: 10,000,000 flows and timers take 25 GB",
+    )
+    parser.add_argument(
+        "--cycles", type=int, help="timers for the bloat (default: 1000000; 20000 when quick; 0 leaves it out)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures into this file, as JSON")
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        metavar="FILE",
+        help="put the figures into this file of figures, in the place of those of the same name",
+    )
     parser.add_argument("--list", action="store_true", help="only list the benchmarks")
     parser.add_argument(
         "--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="only tell what differs between two files"
@@ -67,9 +82,13 @@ def main() -> int:
         print("\n".join(f"growth: {one.name}" for one in growing) + "\ngrowth: bloat")
         return 0
     effort = _effort(arguments)
-    document = asyncio.run(_run(chosen, growing, effort, bloat=arguments.only in "growth: bloat"))
+    bloat = arguments.only in "growth: bloat" and effort.cycles > 0
+    document = asyncio.run(_run(chosen, growing, effort, bloat=bloat, directory=arguments.directory))
     if arguments.output is not None:
         arguments.output.write_text(as_json(document) + "\n")
+    if arguments.merge is not None:
+        together = merged(json.loads(arguments.merge.read_text()), document)
+        arguments.merge.write_text(as_json(together) + "\n")
     print(as_json(document) if arguments.json else as_markdown(document))
     return 0
 
@@ -80,7 +99,7 @@ def _effort(arguments: argparse.Namespace) -> Effort:
         effort = replace(effort, tasks=_numbers(arguments.tasks))
     if arguments.sizes:
         effort = replace(effort, sizes=_numbers(arguments.sizes))
-    if arguments.cycles:
+    if arguments.cycles is not None:
         effort = replace(effort, cycles=arguments.cycles)
     return effort
 
@@ -90,12 +109,17 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 async def _run(
-    chosen: Sequence[Benchmark], growing: Sequence[Growth], effort: Effort, *, bloat: bool
+    chosen: Sequence[Benchmark],
+    growing: Sequence[Growth],
+    effort: Effort,
+    *,
+    bloat: bool,
+    directory: Path | None,
 ) -> dict[str, Any]:
     results: list[Result] = []
     grown: list[GrowthResult] = []
     swollen = None
-    with durable_server(_SETTINGS) as (url, postmaster):
+    with durable_server(_SETTINGS, directory) as (url, postmaster):
         if chosen:
             async with opened_bench(url, postmaster, max(effort.tasks)) as bench:
                 for number in effort.tasks:
@@ -104,7 +128,7 @@ async def _run(
             grown, swollen = await measure_growth(url, growing, effort, _progress, bloat=bloat)
         about = machine(await server_version(url))
     _progress("")
-    return as_document(results, grown, swollen, about)
+    return as_document(results, grown, swollen, about, on_disk=directory is not None)
 
 
 def _progress(text: str) -> None:

@@ -31,6 +31,7 @@ class Growth:
     name: str
     prepare: Prepare
     grows: str = ""  # why it may cost more on a larger store, where it does
+    share: float = 1.0  # of the operations of a round: more of what is over at once
 
 
 @dataclass(slots=True)
@@ -62,11 +63,11 @@ class GrowthResult:
 _registered: list[Growth] = []
 
 
-def growth(name: str, *, grows: str = "") -> Callable[[Prepare], Prepare]:
+def growth(name: str, *, grows: str = "", share: float = 1.0) -> Callable[[Prepare], Prepare]:
     """Registers an operation whose growth is measured."""
 
     def register(prepare: Prepare) -> Prepare:
-        _registered.append(Growth(name, prepare, grows))
+        _registered.append(Growth(name, prepare, grows, share))
         return prepare
 
     return register
@@ -85,16 +86,15 @@ async def measure_growth(
     async with AsyncExitStack() as stack:
         benches: dict[int, Bench] = {}
         for size in effort.sizes if chosen else effort.sizes[-1:]:
-            progress(f"growth: loading {size:,} flows and timers")
             database = await created(url, f"growth_{size}")
             benches[size] = await stack.enter_async_context(opened_bench(database, None, 1))
-            await load(benches[size].bare.connections[0], size)
+            await load(benches[size].bare.connections[0], size, progress)
             benches[size].loaded_flows = size
         for number in range(effort.rounds + 1 if chosen else 0):  # the first round warms up
             for one, result in zip(chosen, results, strict=True):
                 for size, bench in benches.items():
                     progress(f"growth: {one.name}, {size:,} flows, round {number} of {effort.rounds}")
-                    latencies = await _round(bench, one, effort.growth_operations)
+                    latencies = await _round(bench, one, round(effort.growth_operations * one.share))
                     if number:
                         result.latencies.setdefault(size, []).extend(latencies)
         swollen = await measure_bloat(benches[max(benches)], effort.cycles, progress) if bloat else None

@@ -40,13 +40,18 @@ def _processor() -> str:
 
 
 def as_document(
-    results: Sequence[Result], grown: Sequence[GrowthResult], bloat: dict[str, Any] | None, about: dict[str, Any]
+    results: Sequence[Result],
+    grown: Sequence[GrowthResult],
+    bloat: dict[str, Any] | None,
+    about: dict[str, Any],
+    *,
+    on_disk: bool = False,
 ) -> dict[str, Any]:
     """Returns the figures as plain values: what is written as JSON, compared and drawn."""
     return {
         "machine": about,
         "results": [_result(result) for result in results],
-        "growth": [result.as_document() for result in grown],
+        "growth": [result.as_document() | {"on_disk": on_disk} for result in grown],
         "bloat": bloat,
     }
 

@@ -14,6 +14,7 @@ from cascade_state.model.lists import encode_cursor
 
 _LEASE = timedelta(minutes=5)
 _PAGE = 50
+_SMALL = 8.0  # a round of the default length would be over before the processor has its caches filled
 _CLAIMED = 100
 _RUNNING = FlowInstanceFilter(statuses=(FlowStatus.RUNNING,))
 _EVERYTHING = FlowInstanceFilter()
@@ -33,7 +34,7 @@ async def _flows(bench: Bench, *, running: bool = False) -> list[FlowInstance]:
     return [flow for flow in found if flow is not None]
 
 
-@growth("get")
+@growth("get", share=_SMALL)
 async def _get(bench: Bench, tasks: int) -> Operation:
     ids = [flow.flow_instance_id for flow in await _flows(bench)]
 
@@ -43,7 +44,7 @@ async def _get(bench: Bench, tasks: int) -> Operation:
     return operation
 
 
-@growth("find by business key")
+@growth("find by business key", share=_SMALL)
 async def _find(bench: Bench, tasks: int) -> Operation:
     keys = _keys(bench)
 
@@ -53,7 +54,7 @@ async def _find(bench: Bench, tasks: int) -> Operation:
     return operation
 
 
-@growth("advance (a step, two states)")
+@growth("advance (a step, two states)", share=_SMALL)
 async def _advance(bench: Bench, tasks: int) -> Operation:
     running = {flow.flow_instance_id: flow for flow in await _flows(bench, running=True)}
     flows = list(running.values())
@@ -77,7 +78,7 @@ async def _claim(bench: Bench, tasks: int) -> Operation:
     return operation
 
 
-@growth("next due time")
+@growth("next due time", share=_SMALL)
 async def _next_due(bench: Bench, tasks: int) -> Operation:
     async def operation(lane: int, index: int) -> None:
         await bench.store.timers.next_due_at()

@@ -24,6 +24,8 @@ them; each figure is a median of rounds. Where the time goes, and what was done 
 
 `make bench` measures all of it, in half an hour; `make bench BENCH_ARGS="--quick"` in a few minutes. `--output` keeps
 the results, and `python -m benchmarks --compare BEFORE AFTER` tells what got slower between two of them.
+`--only "growth: " --sizes 10000,1000000,10000000 --cycles 0 --directory DIRECTORY` measures the growth alone, as far as
+ten million, on a disk with 30 GB free; `--merge FILE` puts the figures of such a run among the others.
 
 """
 
@@ -38,10 +40,13 @@ READING = """\
   17 processes, and gets the larger part of a machine that is busy. By processor time a step with 16 tasks costs
   {step_share}.
 - Growth: each plan and the number of pages it touches stay the same, which a test asserts, but for one more level in
-  an index. What grows at a million is memory: the tables outgrow the processor's caches, then the server's.
-  `statistics` counts each figure as far as 10,000, and estimates beyond.
+  an index. What grows is memory: the tables outgrow the processor's caches, then the server's. `statistics` counts each
+  figure as far as 10,000, and estimates beyond; the smallest store has less to count.{disk}
 
 """
+
+DISK = """ Its data was on a
+  disk: a commit waits for it, on a store of any size. Every round works on the same flows, which the first one read."""
 
 
 def generate() -> dict[str, str]:
@@ -72,7 +77,7 @@ def _page(document: dict[str, Any]) -> str:
         HEAD,
         "![Throughput](../assets/figures-throughput.svg)\n\n![Latency](../assets/figures-latency.svg)\n\n",
         "![Growth](../assets/figures-growth.svg)\n\n",
-        READING.format(step_share=share),
+        READING.format(step_share=share, disk=DISK if any(one.get("on_disk") for one in document["growth"]) else ""),
         "## Where it stands\n\n| aim | reached |\n|---|---|\n",
         aims,
         "\n\n## The tables\n\n",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from benchmarks.bench import opened_bench
+from benchmarks.bench import STATES, opened_bench
 from benchmarks.bloat import measure_bloat
 from benchmarks.contenders import ORM
 from benchmarks.effort import Effort
@@ -15,6 +16,7 @@ from benchmarks.loading import load
 from benchmarks.measuring import measure
 from benchmarks.registry import OURS, registered
 from benchmarks.report import as_document, as_markdown
+from cascade_state import FlowStatus
 
 pytestmark = pytest.mark.postgres
 
@@ -44,6 +46,42 @@ async def test_every_benchmark_and_its_contenders_run(database_url: str, group: 
         result["contenders"][OURS]["p50_ms"] <= result["contenders"][OURS]["p99_ms"] for result in document["results"]
     )
     assert all(f"| {one.name} | 2 |" in table for one in chosen)
+
+
+async def _shape(connection: Any) -> list[tuple[str, ...]]:
+    """The keys, checks and indexes that there are."""
+    rows = await connection.fetch(
+        "SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace AND convalidated"
+        " UNION ALL SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2, 3"
+    )
+    return [tuple(row) for row in rows]
+
+
+async def test_the_store_takes_what_is_loaded_for_its_own(database_url: str) -> None:
+    async with opened_bench(database_url, None, 1) as bench:
+        store, connection = bench.store, bench.bare.connections[0]
+        before = await _shape(connection)
+        shown: list[str] = []
+        await load(connection, 12, shown.append)
+        assert await _shape(connection) == before
+        assert any("12 flows and timers, vacuuming" in text for text in shown)
+        statistics = await store.statistics(exact=True)
+        assert statistics.instances_by_status == {FlowStatus.RUNNING: 3, FlowStatus.COMPLETED: 9}
+        assert (statistics.timers_pending, statistics.timers_overdue) == (12, 0)
+        for number in range(1, 13):
+            flow = await store.flow_instances.find_by_business_key("bench", f"order-{number}")
+            assert flow is not None
+            assert flow == await store.flow_instances.get(flow.flow_instance_id)
+            ended = number % 4 != 0
+            assert (set(flow.step_results), flow.completed_at is not None) == ({"s0"}, ended)
+            assert (await store.component_states.get(flow.flow_instance_id, "s0")).state == {"attempts": 1}
+            assert len(await store.flow_instances.history(flow.flow_instance_id)) == 1
+            timers = await store.timers.list_for_instance(flow.flow_instance_id)
+            assert len(timers) == (0 if ended else 4)
+            if not ended:
+                await store.advance(flow.complete_step("s1").complete(), put_states=STATES)
+        assert (await store.statistics(exact=True)).timers_pending == 0
 
 
 async def test_growth_and_bloat_run_on_a_loaded_store(database_url: str) -> None:
