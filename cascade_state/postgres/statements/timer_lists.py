@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal_column, select, tuple_
 
 from cascade_state.postgres.direct import Statement
 from cascade_state.postgres.statements.parameters import (
@@ -33,11 +33,21 @@ def _next_due_at() -> Select[Any]:
     """The first pending timer, or the first lease to end among the claimed timers before it.
 
     A claimed timer that is due later than the first pending one cannot come before it, so only the few
-    claimed entries at the start of the index are read.
+    claimed entries at the start of the index are read. Mostly the first living timer is pending: then it is read, and
+    nothing else. Each reading passes the entries of timers that are done and were not vacuumed yet.
     """
-    first = select(_first_pending().cte("pending").c.due_at).scalar_subquery()
-    front = _front(first).subquery("front")
-    return select(func.least(first, _first_lease_to_end(front)).label("next_due_at")).select_from(front)
+    living = (
+        select(timers.c.due_at, timers.c.status)
+        .where(timers.c.died_at.is_(None))
+        .order_by(timers.c.due_at, timers.c.timer_id)
+        .limit(ONE)
+        .cte("living")
+    )
+    pending = select(_first_pending().cte("pending").c.due_at).scalar_subquery()
+    lease_ends = select(_first_lease_to_end(_front(pending).subquery("front"))).scalar_subquery()
+    is_pending = select(living.c.status == PENDING).scalar_subquery()
+    first = select(living.c.due_at).scalar_subquery()
+    return select(case((is_pending, first), else_=func.least(pending, lease_ends)).label("next_due_at"))
 
 
 def _next_due_at_in() -> Select[Any]:
