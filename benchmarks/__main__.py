@@ -52,7 +52,7 @@ def main() -> int:
         "--directory",
         type=Path,
         metavar="DIRECTORY",
-        help="keep the server's data there meanwhile, not in memory: 10,000,000 flows and timers take 25 GB",
+        help="keep the server's data there meanwhile, not in memory: 10,000,000 flows and timers take 30 GB",
     )
     parser.add_argument(
         "--cycles", type=int, help="timers for the bloat (default: 1000000; 20000 when quick; 0 leaves it out)"

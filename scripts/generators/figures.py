@@ -45,7 +45,7 @@ READING = """\
 
 """
 
-DISK = """ Its data was on a
+DISK = """ The data was on a
   disk: a commit waits for it, on a store of any size. Every round works on the same flows, which the first one read."""
 
 
