@@ -7,9 +7,9 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]
 
 _PROGRAM = Path(__file__).with_name("worker_process.py")
 _PATIENCE = 45.0
+_EVER = datetime.min.replace(tzinfo=UTC)
+_More = Callable[[], Awaitable[None]]
 _EFFECTS = "CREATE TABLE effects (flow_instance_id text, step_id text, worker text, at timestamptz DEFAULT now())"
 
 
@@ -47,11 +49,6 @@ class _Process:
                         return line
                 assert self._process.returncode is None or not self._reading.done(), f"{self.name} ended: {self.said}"
                 await self._heard.wait()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether it has begun to work."""
-        return "busy" in self.said
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -115,12 +112,22 @@ async def _counted(url: str) -> Counter[tuple[str, str]]:
         await connection.close()
 
 
-async def _workers(url: str) -> set[str]:
+async def _workers(url: str, since: datetime = _EVER) -> set[str]:
+    """Returns who has left an effect: each of these really worked."""
     connection = await asyncpg.connect(url)
     try:
-        return {row["worker"] for row in await connection.fetch("SELECT DISTINCT worker FROM effects")}
+        rows = await connection.fetch("SELECT DISTINCT worker FROM effects WHERE at > $1", since)
+        return {row["worker"] for row in rows}
     finally:
         await connection.close()
+
+
+async def _all_worked(url: str, workers: Iterable[_Process], more: _More, since: datetime = _EVER) -> None:
+    """Gives more work until each of them has left an effect since then."""
+    async with asyncio.timeout(_PATIENCE):
+        while not {worker.name for worker in workers} <= await _workers(url, since):
+            await more()
+            await asyncio.sleep(0.1)
 
 
 async def _add_timers(store: Store, count: int, definition: Any) -> set[tuple[str, str]]:
@@ -174,8 +181,13 @@ async def test_one_of_three_workers_is_killed_in_the_middle(
         for _ in range(12):
             expected |= await _add_timers(store, 10, definition)
         expected |= await _add_deliveries(store, 40, definition)
-        for worker in workers:
-            await worker.says("busy")
+
+        async def more() -> None:
+            nonlocal expected
+            expected |= await _add_timers(store, 10, definition)
+
+        await _all_worked(database_url, workers, more)
+        await more()  # so that it is in the middle of something
         victim = workers[1]
         await victim.kill()
         for _ in range(6):
@@ -260,15 +272,27 @@ async def test_workers_get_over_a_server_that_breaks_off(restartable: OwnServer)
                 await worker.says("busy")
             await restartable.stop_at_once()
             await restartable.start()
-            while True:
+
+            async def more() -> None:
+                nonlocal expected
                 try:
                     expected |= await _add_timers(store, 10, definition)
-                    break
                 except CascadeStateError:  # the store's connections broke, too
                     expected |= await _left_behind(url)
+
+            await _all_worked(url, (one, two, three), more, since=await _now(url))
             await _all_done(url, expected)
             for worker in (one, two, three):
                 await worker.stop()
+
+
+async def _now(url: str) -> datetime:
+    connection = await asyncpg.connect(url)
+    try:
+        now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+        return now
+    finally:
+        await connection.close()
 
 
 async def _left_behind(url: str) -> set[tuple[str, str]]:
@@ -304,7 +328,8 @@ async def test_a_minute_of_joining_and_leaving_under_load(store: Store, database
             expected |= await _add_timers(store, 12, definition)
             expected |= await _add_deliveries(store, 6, definition)
             if chance.random() < 0.25:
-                worked = [worker for worker in alive if worker.is_busy]
+                busy = await _workers(database_url)
+                worked = [worker for worker in alive if worker.name in busy]
                 what = chance.choice(["join", "stop", "kill"])
                 if len(alive) < 3 or (what == "join" and len(alive) < 5):
                     await join()
@@ -313,13 +338,15 @@ async def test_a_minute_of_joining_and_leaving_under_load(store: Store, database
                     alive.remove(worker)
                     await (worker.kill() if what == "kill" else worker.stop())
             await asyncio.sleep(chance.uniform(0.1, 0.6))
-        async with asyncio.timeout(_PATIENCE):
-            while not all(worker.is_busy for worker in alive):  # each of them really worked
-                expected |= await _add_timers(store, 12, definition)
+
+        async def more() -> None:
+            nonlocal expected
+            expected |= await _add_timers(store, 12, definition)
+
+        await _all_worked(database_url, alive, more)
         await _all_done(database_url, expected, patience=90)
         for worker in alive:
             await worker.stop()
-    # Who was killed in the middle of its first handler has left no effect; all others have.
-    assert await _workers(database_url) <= names
-    assert len(await _workers(database_url)) > 4
+    assert await _workers(database_url) == names
+    assert len(names) > 4
     assert (await store.statistics()).deliveries_pending == 0

@@ -89,6 +89,37 @@ async def _at_most(admin: Any, count: int) -> None:
             connected = await _connections(admin)
 
 
+async def test_whatever_became_of_a_lock_nothing_is_left_in_the_servers_list(
+    postgres_store: Store, other_store: Store, admin: Any
+) -> None:
+    async def left() -> int:
+        count: int = await admin.fetchval(
+            "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+            "WHERE locktype = 'advisory' AND datname = current_database()"
+        )
+        return count
+
+    released, shared, lost = (
+        await _held(postgres_store, "released"),
+        await _held(postgres_store, "shared", shared=True),
+        await _held(other_store, "lost"),
+    )
+    waiting = asyncio.create_task(other_store.locks.try_acquire("released", timeout=None))
+    async with postgres_store.begin() as uow:
+        await uow.lock("in a transaction")
+        await in_queue(postgres_store, 1)
+        assert await left() == 5  # so it would be seen
+    assert await other_store.locks.try_acquire("released", timeout=timedelta(milliseconds=1)) is None
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    (pid,) = [info.pid for info in await postgres_store.locks.list_held() if info.lock_name == "lost"]
+    assert await admin.fetchval("SELECT pg_terminate_backend($1, 20000)", pid)
+    assert not await lost.release()
+    assert await released.release()
+    assert await shared.release()
+    assert await left() == 0
+
+
 class TestLostLocks:
     async def test_a_holder_whose_connection_was_killed_is_told(
         self, postgres_store: Store, other_store: Store, admin: Any
