@@ -127,6 +127,7 @@ class Writer:
 async def test_effects_are_exactly_once_while_workers_are_killed_and_replaced(
     empty_database_url: str, flow_store: Store, effects: Effects
 ) -> None:
+    """ORC-03, ORC-05."""
     writer = Writer(flow_store)
     writing = asyncio.ensure_future(writer.write(24))
     async with a_worker(empty_database_url, "stayer"):

@@ -71,6 +71,7 @@ async def test_unusable_options_are_refused_before_anything_is_sent(
 
 
 async def test_twenty_members_that_join_at_once_share_fairly_and_leave_nothing_behind(store: Store) -> None:
+    """ORC-13."""
     async with AsyncExitStack() as stack:
         joins = [stack.enter_async_context(a_set(store).join()) for _ in range(20)]
         members = await asyncio.gather(*joins)
@@ -82,6 +83,7 @@ async def test_twenty_members_that_join_at_once_share_fairly_and_leave_nothing_b
 
 
 async def test_joining_and_leaving_move_no_more_than_needed(store: Store) -> None:
+    """ORC-03, ORC-11."""
     count = store.options.partition_count
     async with a_set(store).join() as first, a_set(store).join() as second:
         await settled([first, second], count)
@@ -97,6 +99,7 @@ async def test_joining_and_leaving_move_no_more_than_needed(store: Store) -> Non
 
 
 async def test_sets_of_different_names_know_nothing_of_each_other(store: Store) -> None:
+    """ORC-08."""
     everything = frozenset(range(store.options.partition_count))
     async with a_set(store, "shipping").join() as shipping, a_set(store, "billing").join() as billing:
         assert shipping.partitions == billing.partitions == everything
@@ -300,6 +303,7 @@ async def test_what_ends_the_block_passes_unchanged_and_the_member_has_left(stor
 
 
 async def test_a_member_that_is_cancelled_at_any_await_leaves_nothing_behind(store: Store) -> None:
+    """ORC-06."""
     await store.replica_sets.join("shipping", "another", stale_after=STALE_AFTER)
 
     async def operation() -> None:

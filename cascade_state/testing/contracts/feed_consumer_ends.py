@@ -48,6 +48,7 @@ class FeedConsumerEndsContract(StoreContract):
         assert (await store.statistics()).workers_alive == 0
 
     async def test_a_handler_that_outlasts_the_grace_period_is_cancelled(self, store: Store) -> None:
+        """ORC-07."""
         flows = await some_flows(store, 1)
         journal = Journal()
         journal.gate = asyncio.Event()

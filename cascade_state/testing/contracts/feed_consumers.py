@@ -148,6 +148,7 @@ class FeedConsumersContract(StoreContract):
 
     @rule("Feed")
     async def test_it_handles_what_is_there_and_what_comes_once_and_in_order(self, store: Store) -> None:
+        """ORC-01."""
         flows = await some_flows(store, 8)
         journal = Journal()
         async with running(quick_consumer(store, journal, batch_size=3)):
@@ -165,6 +166,7 @@ class FeedConsumersContract(StoreContract):
 
     @rule("Feed")
     async def test_two_workers_share_the_partitions_and_both_work(self, store: Store, other_store: Store) -> None:
+        """ORC-02."""
         first, second = Journal(), Journal()
         consumers = quick_consumer(store, first), quick_consumer(other_store, second)
         async with running(*consumers):
@@ -180,6 +182,7 @@ class FeedConsumersContract(StoreContract):
     async def test_a_worker_that_leaves_hands_over_and_nothing_is_doubled(
         self, store: Store, other_store: Store
     ) -> None:
+        """ORC-04."""
         first, second = Journal(), Journal()
         leaver, stayer = quick_consumer(store, first), quick_consumer(other_store, second)
 
@@ -268,6 +271,7 @@ class FeedConsumersContract(StoreContract):
         assert (await store.statistics()).consumer_failures == {}
 
     async def test_a_strict_consumer_raises_what_the_handler_raised(self, store: Store) -> None:
+        """ORC-09."""
         flows = await some_flows(store, 3)
         journal = Journal()
         journal.broken.add(flows[1].flow_instance_id)
@@ -334,6 +338,7 @@ class FeedConsumersContract(StoreContract):
         assert (await consumer.lag()).events == 0
 
     async def test_a_second_run_goes_on_where_the_first_one_stopped(self, store: Store) -> None:
+        """ORC-10."""
         flows = await some_flows(store, 4)
         journal = Journal()
         consumer = quick_consumer(store, journal)
