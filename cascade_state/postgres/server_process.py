@@ -69,6 +69,7 @@ class ServerProcess:
         directory: Made when missing.
         settings: PostgreSQL settings of this run; they win over the data directory's.
         initdb_options: Further options for making the data directory.
+        without_maps: Makes the data directory without free-space and visibility maps.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class ServerProcess:
         *,
         settings: Mapping[str, str] | None = None,
         initdb_options: tuple[str, ...] = (),
+        without_maps: bool = False,
     ) -> None:
         self.directory = directory
         self.data_directory: Path = directory / "pgdata"
         self.log_path: Path = directory / "server.log"
         self._settings = dict(settings or {})
         self._initdb_options = initdb_options
+        self._without_maps = without_maps
 
     @property
     def version(self) -> int | None:
@@ -175,6 +178,8 @@ class ServerProcess:
             )
             if answer.returncode != 0:
                 raise ServerFailed("initdb failed", answer.stderr.decode(errors="replace")[-_LOG_TAIL:])
+            if self._without_maps:
+                _remove_maps(scratch)
             scratch.rename(self.data_directory)
         except subprocess.TimeoutExpired as exc:
             raise ServerFailed(f"initdb took longer than {timeout:.0f} s", "") from exc
@@ -282,3 +287,13 @@ def _locale_options(version: int) -> tuple[str, ...]:
     if version >= 17:
         return ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
     return ("--locale=C",)
+
+
+def _remove_maps(data_directory: Path) -> None:
+    """Removes free-space and visibility maps from a server that has never run: without them it looks at the pages.
+
+    They are hints. VACUUM writes those that it wants anew.
+    """
+    for path in (data_directory / "base").glob("*/*_*"):
+        if path.name.endswith(("_fsm", "_vm")):
+            path.unlink()

@@ -43,6 +43,8 @@ class SharedServer:
         remove_when_last: The last to leave removes the directory.
         settings: PostgreSQL settings of a run that this caller starts.
         initdb_options: Options for making the data directory.
+        without_maps: Makes the data directory without free-space and visibility maps, so that copies of its databases
+            have fewer files; VACUUM makes those that it wants.
     """
 
     def __init__(
@@ -54,9 +56,12 @@ class SharedServer:
         remove_when_last: bool = False,
         settings: Mapping[str, str] | None = None,
         initdb_options: tuple[str, ...] = (),
+        without_maps: bool = False,
     ) -> None:
         self.directory: Path = directory.expanduser().absolute()
-        self._process = ServerProcess(self.directory, settings=settings, initdb_options=initdb_options)
+        self._process = ServerProcess(
+            self.directory, settings=settings, initdb_options=initdb_options, without_maps=without_maps
+        )
         self._version = version
         self._system_only = system_only
         self.remove_when_last = remove_when_last

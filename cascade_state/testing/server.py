@@ -282,6 +282,7 @@ def _throw_away_server(
         remove_when_last=thrown_away,
         settings=_SETTINGS | (_THROW_AWAY_SETTINGS if thrown_away else {}) | network,
         initdb_options=("--no-sync",) if thrown_away else (),
+        without_maps=thrown_away,  # a sixth fewer files to copy and to remove for each test
     )
 
 
