@@ -3,6 +3,9 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 
+import pytest
+
+from cascade_state.testing import contracts
 from cascade_state.testing.contracts import capabilities_of, every_contract, every_test, rules_of
 
 RULES = frozenset(
@@ -47,6 +50,14 @@ def test_every_rule_is_cited_by_a_test() -> None:
 def test_the_tests_that_a_back_end_may_skip_are_known() -> None:
     skipped = {f"{contract.__name__}.{name}": capabilities_of(test) for contract, name, test in TESTS}
     assert {name: needs for name, needs in skipped.items() if needs} == SKIPPED_WITHOUT
+
+
+def test_every_contract_can_be_imported_from_the_suite() -> None:
+    assert [getattr(contracts, contract.__name__) for contract in CONTRACTS] == CONTRACTS
+    assert {contract.__name__ for contract in CONTRACTS} <= set(dir(contracts))
+    for name in ("NoContract", "no_name"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(contracts, name)
 
 
 def test_no_contract_skips_by_itself() -> None:

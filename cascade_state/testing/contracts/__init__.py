@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from inspect import isclass
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -48,3 +49,16 @@ def every_contract() -> Iterator[type[StoreContract]]:
             if isclass(member) and issubclass(member, StoreContract) and member.__module__.endswith(f".{module}"):
                 if member is not StoreContract:
                     yield member
+
+
+if not TYPE_CHECKING:  # which would take each for a variable, and a variable is no base class; its module has the class
+
+    def __getattr__(name: str) -> type[StoreContract]:
+        """Returns the contract class of a name, so that none has to know the module of its area."""
+        for contract in () if name.startswith("_") else every_contract():
+            if contract.__name__ == name:
+                return contract
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *(contract.__name__ for contract in every_contract())})
