@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from cascade_state.errors import DatabaseInUse, DatabaseNotFound, TestDatabaseError
+from cascade_state.model.arguments import check_duration
 from cascade_state.testing.blocking_databases import BlockingDatabases
 from cascade_state.testing.connections import (
     Connection,
@@ -126,11 +127,13 @@ class DatabaseCommands(ABC):
             metadata: JSON values, kept in the database's comment.
 
         Raises:
+            InvalidArgument: The time-out is no timedelta.
             TemplateBusy: Somebody else was still building it.
             DatabaseAlreadyExists: A database of this name exists that is not a template built here.
             Exception: Whatever `setup` raised; nothing remains of the attempt, and the next caller tries
                 again.
         """
+        check_duration(timeout, "timeout", allow_zero=True)
         await ensure_template(self, checked_name(name), setup, timeout=timeout, metadata=metadata or {})
 
     async def collect_garbage(

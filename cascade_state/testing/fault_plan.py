@@ -12,14 +12,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
+from functools import cache
 from inspect import isasyncgenfunction, iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_type_hints
 
 from cascade_state.abc import Capabilities, Store, UnitOfWork
 from cascade_state.abc.hints import HintListener, HintTopic
 from cascade_state.abc.locks import Patience
 from cascade_state.abc.store import Isolation
-from cascade_state.errors import StoreUnavailable
+from cascade_state.errors import InvalidArgument, StoreUnavailable
+from cascade_state.model.arguments import check_kind
 from cascade_state.model.locks import LockName
 from cascade_state.model.statistics import Statistics
 from cascade_state.testing.faults import Fault, FaultKind, FaultSchedule, FiredFault
@@ -32,6 +34,11 @@ _CALLED = {("flow_instances", "write"): "advance"}  # the name that callers know
 
 # What has a counterpart in a unit of work, where its connection can be dropped.
 _IN_UNITS_OF_WORK = frozenset({*UnitOfWork.__annotations__, "advance"})
+
+
+_BARE_CALLS = frozenset(
+    {"advance", "begin", "check_schema", "commit", "limit_idle", "lock", "migrate", "now", "savepoint", "statistics"}
+)
 
 
 class FaultPlan(Store):
@@ -47,6 +54,9 @@ class FaultPlan(Store):
         seed: Besides, faults are drawn at random: the same ones for the same seed, call and number of the call.
         rate: The share of calls that a random fault befalls.
         kinds: What random faults may be.
+
+    Raises:
+        InvalidArgument: A fault names a call that there is not, or another argument is out of range.
     """
 
     def __init__(
@@ -57,6 +67,8 @@ class FaultPlan(Store):
         rate: float = 0.1,
         kinds: Iterable[FaultKind] = ("before_commit", "after_commit", "drop_connection"),
     ) -> None:
+        for fault in faults:
+            _check_fault(fault)
         super().__init__(store.options)
         self.store: Store = store
         self._guard = store._guard  # whether it is open is one question for both
@@ -300,6 +312,24 @@ class _FaultyRepository:
             return entered(result) if isinstance(result, AbstractAsyncContextManager) else result
 
         return made
+
+
+def _check_fault(fault: Fault) -> None:
+    """Refuses a fault that can befall no call: a test with a misspelt name would be green for ever."""
+    name = check_kind(fault, Fault, "faults").call
+    if not any(map(fault.matches, _call_names())):
+        raise InvalidArgument(argument="faults", reason=f"no call has the name {name!r}")
+
+
+@cache
+def _call_names() -> frozenset[str]:
+    repositories = {**get_type_hints(Store), **get_type_hints(UnitOfWork)}
+    return _BARE_CALLS.union(
+        _CALLED.get((repository, name), f"{repository}.{name}")
+        for repository in {*Store.__annotations__, *UnitOfWork.__annotations__}
+        for name in dir(repositories[repository])
+        if not name.startswith("_")
+    )
 
 
 async def _befallen(

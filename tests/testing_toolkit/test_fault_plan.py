@@ -327,6 +327,10 @@ class TestChoosing:
             (lambda store: Fault("advance", "delay", at=0), "at"),
             (lambda store: Fault("advance", "delay", times=0), "times"),
             (lambda store: Fault("advance", "delay", duration=timedelta(-1)), "duration"),
+            (lambda store: FaultPlan(store, Fault("advanse", "delay")), "faults"),
+            (lambda store: FaultPlan(store, Fault("*", "delay"), Fault("timer.*", "delay")), "faults"),
+            (lambda store: FaultPlan(store, Fault("flow_instances.write", "delay")), "faults"),  # is called advance
+            (lambda store: FaultPlan(store, _any("advance")), "faults"),
             (lambda store: FaultPlan(store, seed=1, rate=2), "rate"),
             (lambda store: FaultPlan(store, seed=1, kinds=[]), "kinds"),
             (lambda store: FaultPlan(store, seed=1, kinds=[_any("explode")]), "kinds"),

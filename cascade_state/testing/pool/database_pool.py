@@ -22,6 +22,7 @@ from cascade_state.errors import (
     ServerUnavailable,
     TestDatabaseError,
 )
+from cascade_state.model.arguments import check_duration
 from cascade_state.testing.connections import checked_name
 from cascade_state.testing.databases import DatabaseCommands
 from cascade_state.testing.pool import slots, upkeep
@@ -184,13 +185,14 @@ class DatabasePool:
             timeout: How long to wait for a database; None: as long as it takes.
 
         Raises:
+            InvalidArgument: The time-out is no timedelta.
             PoolTimeout: None became free in time.
             PoolClosed: The pool is not open, or was closed or cleared while this caller waited.
             DatabaseNotFound: There is no such template.
             DatabaseInUse: Somebody is connected to the template.
             ServerUnavailable: The server does not answer, or has no room.
         """
-        return _Lease(self, timeout)
+        return _Lease(self, _checked_timeout(timeout))
 
     async def hand_out(self, *, timeout: timedelta | None = timedelta(seconds=60)) -> PooledDatabase:
         """Returns a database for somebody who holds no session, such as an HTTP client.
@@ -198,7 +200,7 @@ class DatabasePool:
         It stays handed out, also when this process ends, until `take_back`; or until the pool is exhausted and nobody
         has been connected to it for a while (`reclaim_after`, `unclaimed_after`). Raises the same as `lease`.
         """
-        return await self._next(timeout, None)
+        return await self._next(_checked_timeout(timeout), None)
 
     async def take_back(self, number: int, *, clean: bool = False) -> bool:
         """Takes back what `hand_out` gave out; says whether it was out.
@@ -514,6 +516,10 @@ async def _to_the_end(work: Any) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def _checked_timeout(timeout: timedelta | None) -> timedelta | None:
+    return None if timeout is None else check_duration(timeout, "timeout", allow_zero=True)
 
 
 def _check_size(argument: str, value: int, least: int, most: int | None) -> None:

@@ -311,6 +311,20 @@ def test_impossible_sizes_are_refused(server: PostgresServer, options: dict[str,
     assert caught.value.argument == argument
 
 
+@pytest.mark.parametrize("timeout", [5, "5 s", timedelta(seconds=-1)])
+async def test_a_time_out_that_is_no_duration_is_refused(server: PostgresServer, timeout: Any) -> None:
+    """Also where nobody has to wait: a test must not fail only on a busy day."""
+    pool = DatabasePool(server, "t", initial_size=1, max_size=1)
+    for work in (
+        lambda: pool.lease(timeout=timeout).__aenter__(),
+        lambda: pool.hand_out(timeout=timeout),
+        lambda: server.ensure_template_exists("t", str, timeout=timeout),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            await work()
+        assert caught.value.argument == "timeout"
+
+
 @pytest.mark.parametrize("options", [{"template": "x" * 64}, {"name_prefix": "x" * 60}, {"owner": ""}])
 def test_impossible_names_are_refused(server: PostgresServer, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidDatabaseName):
