@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.coverage_threads import look_packages_up_once
+
 if TYPE_CHECKING:
     from cascade_state.testing import FrozenClock, PostgresServer, TemporaryDatabase
 
 # pytest rewrites the package in each of the many processes that this suite starts, unless the first keeps the result.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+look_packages_up_once()
 
 # How fast inputs are made says more about what else the machine does than about a test.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

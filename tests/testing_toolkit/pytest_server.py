@@ -23,11 +23,12 @@ WAIT = 120.0
 UNCONCERNED = ("anyio", "cacheprovider", "hypothesispytest", "pytest_alembic", "randomly")
 
 SERVER = """
-import gc, json, os, sys
+import gc, json, os, runpy, sys
 import pytest, unittest.mock
 import alembic.command, alembic.config, alembic.script, asyncpg, psycopg
 import sqlalchemy.dialects.postgresql.asyncpg, sqlalchemy.dialects.postgresql.psycopg, sqlalchemy.ext.asyncio, sqlalchemy.orm
 
+runpy.run_path("tests/coverage_threads.py")["look_packages_up_once"]()
 gc.freeze()  # pytest collects garbage ten times in each run, and need not look through all of this
 for line in sys.stdin:
     job = json.loads(line)
