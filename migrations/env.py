@@ -208,8 +208,8 @@ def inside_schema(connection: Connection, *, joined: bool) -> Iterator[None]:
     if schema is not None:
         quoted = connection.dialect.identifier_preparer.quote(schema)
         if schema not in inspect(connection).get_schema_names():
-            connection.execute(text(f"CREATE SCHEMA {quoted}"))
-            connection.execute(text(f"COMMENT ON SCHEMA {quoted} IS '{SCHEMA_COMMENT}'"))
+            execute_literally(connection, f"CREATE SCHEMA {quoted}")
+            execute_literally(connection, f"COMMENT ON SCHEMA {quoted} IS '{SCHEMA_COMMENT}'")
         change(connection, "search_path", quoted)
         connection.dialect.default_schema_name = schema  # so that comparing reads our tables
     if not joined:
@@ -229,6 +229,11 @@ def change(connection: Connection, name: str, value: Any) -> None:
     connection.execute(select(func.set_config(name, value, False)))
 
 
+def execute_literally(connection: Connection, statement: str) -> None:
+    """Executes a statement that takes no parameters, although a name in it may contain a colon."""
+    connection.execute(text(statement.replace(":", r"\:")))
+
+
 def remove_traces(connection: Connection) -> None:
     """After a downgrade to base: drops the empty version table, and the schema if the migrations made it."""
     connection.execute(text(f"DROP TABLE IF EXISTS {VERSION_TABLE}"))
@@ -238,7 +243,7 @@ def remove_traces(connection: Connection) -> None:
         in_use = "SELECT EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace(:schema))"
         quoted = connection.dialect.identifier_preparer.quote(schema)
         if comment == SCHEMA_COMMENT and not connection.scalar(text(in_use), {"schema": quoted}):
-            connection.execute(text(f"DROP SCHEMA {quoted}"))
+            execute_literally(connection, f"DROP SCHEMA {quoted}")
 
 
 if context.is_offline_mode():

@@ -132,7 +132,8 @@ async def _renumber(connection: AsyncConnection, schema: str | None) -> bool:
     async with connection.begin():
         await connection.execute(select(func.set_config("lock_timeout", _LOCK_TIMEOUT, True)))
         for table in (flow_events, feed_checkpoints, feed_consumers):
-            await connection.execute(text(f"LOCK TABLE {_qualified(connection, schema, table.name)} IN EXCLUSIVE MODE"))
+            name = _qualified(connection, schema, table.name).replace(":", r"\:")  # which would be a parameter
+            await connection.execute(text(f"LOCK TABLE {name} IN EXCLUSIVE MODE"))
         if not await is_from_another_server(connection, schema=schema):
             return True
         horizon = (await connection.scalars(select(_number(func.pg_snapshot_xmin(_NOW))))).one()

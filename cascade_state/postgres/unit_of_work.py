@@ -159,6 +159,8 @@ class EnlistedUnitOfWork(_SqlUnitOfWork):
                 connection = await self._caller.connection()
             else:
                 connection = self._caller
+                if connection.closed:
+                    raise UsageError("enlist needs an open connection")
                 if not connection.in_transaction():
                     await connection.begin()
             if connection.dialect.driver != "asyncpg":

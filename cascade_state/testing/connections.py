@@ -88,7 +88,7 @@ def plain_url(url: str) -> str:
     Raises:
         ServerUnavailable: It is not a PostgreSQL URL.
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
         raise ServerUnavailable(reason="the URL of a test server begins with postgresql://")
     return f"postgresql://{rest}"

@@ -78,7 +78,7 @@ async def test_several_databases_can_be_migrated_from_one_loop(empty_database_ur
 
 
 async def test_two_installations_live_side_by_side(empty_database_url: str) -> None:
-    hostile = 'Straße "2"; DROP'
+    hostile = r'Straße ":2"; 50% \:of DROP'
     await migrate_database(empty_database_url)
     await migrate_database(empty_database_url, schema=hostile, partition_count=64)
     async with (
@@ -88,6 +88,8 @@ async def test_two_installations_live_side_by_side(empty_database_url: str) -> N
         await plain.check_schema()
         await other.check_schema()
     assert await describe(empty_database_url, hostile) == await describe(empty_database_url)
+    await asyncio.to_thread(command.downgrade, alembic_config(url=empty_database_url, schema=hostile), "base")
+    assert await table_names(empty_database_url, hostile) == set()
 
 
 async def test_an_installation_in_a_schema_does_not_need_rights_on_another(empty_database_url: str) -> None:

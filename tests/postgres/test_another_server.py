@@ -33,10 +33,13 @@ SELECT recorded_xid::text, flow_instance_id, sequence FROM feed_checkpoints UNIO
 SELECT start_snapshot, NULL, NULL FROM feed_consumers ORDER BY 1, 2, 3
 """
 
+_SCHEMA = "flow:s"
+_QUOTED = f'"{_SCHEMA}"'
 _MANY_EVENTS = f"""
-INSERT INTO flows.flow_events (partition_id, flow_instance_id, sequence, event_type, payload, recorded_at, recorded_xid)
+INSERT INTO {_QUOTED}.flow_events
+    (partition_id, flow_instance_id, sequence, event_type, payload, recorded_at, recorded_xid)
 SELECT partition_id, flow_instance_id, number, 'noted', '1', now(), CAST(CAST(5000000000 + 7 * number AS text) AS xid8)
-FROM flows.flow_instances, generate_series(3, {_MANY}) AS number
+FROM {_QUOTED}.flow_instances, generate_series(3, {_MANY}) AS number
 """
 
 
@@ -159,19 +162,19 @@ async def test_a_new_server_counts_on_when_there_is_more_than_it_has_seen(
     servers: tuple[OwnServer, OwnServer],
 ) -> None:
     url = await _new_database(servers[1], "many")
-    await migrate_database(url, schema="flows")
-    async with open_store(url, schema="flows") as store:
+    await migrate_database(url, schema=_SCHEMA)
+    async with open_store(url, schema=_SCHEMA) as store:
         flow = await factories.add_flow(store)
         await _fetch(url, _MANY_EVENTS)
-        await _fetch(url, f"UPDATE flows.flow_instances SET event_count = {_MANY}")
+        await _fetch(url, f"UPDATE {_QUOTED}.flow_instances SET event_count = {_MANY}")
         # What is older than the restored events would become could still write in front of them.
         elsewhere = await asyncpg.connect(servers[1].url)
         try:
             async with elsewhere.transaction():
                 await elsewhere.execute("SELECT pg_current_xact_id()")
                 with pytest.raises(TransactionAborted, match="older"):
-                    await migrate_database(url, schema="flows", lock_wait=timedelta(0))
-                waiting = asyncio.create_task(migrate_database(url, schema="flows"))
+                    await migrate_database(url, schema=_SCHEMA, lock_wait=timedelta(0))
+                waiting = asyncio.create_task(migrate_database(url, schema=_SCHEMA))
                 await asyncio.sleep(0)
         finally:
             await elsewhere.close()

@@ -29,6 +29,17 @@ async def test_enlist_refuses_a_connection_without_transactions(database_url: st
     await engine.dispose()
 
 
+async def test_enlist_refuses_a_closed_connection(database_url: str) -> None:
+    engine = _engine(database_url)
+    async with open_store(database_url) as store:
+        async with engine.connect() as connection:
+            pass
+        with pytest.raises(UsageError, match="open connection"):
+            async with store.enlist(connection):
+                pass
+    await engine.dispose()
+
+
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 async def test_nothing_runs_behind_the_end_of_the_callers_transaction(database_url: str, end: str) -> None:
     engine = _engine(database_url)

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from cascade_state import FlowInstanceFilter, FlowStatus, Store, open_store
 from cascade_state.postgres.direct import CompiledStatement, Statement
 from cascade_state.postgres.statements import deliveries, flow_instances, timer_lists, timers
-from cascade_state.postgres.statements.parameters import partition_values
+from cascade_state.postgres.statements.parameters import columns, partition_values
 from cascade_state.postgres.statements.statistics import COUNT_SOME
 from cascade_state.testing import factories
 
@@ -136,12 +137,22 @@ async def test_claims_run_along_an_index(crowded: Any) -> None:
         _check(await _explained(crowded, statement, partition_values(_MINE)), rows_sorted=0, buffers=1_500)
 
 
-@pytest.mark.parametrize("statement", [timers.CLAIM_DUE, deliveries.CLAIM, COUNT_SOME], ids=lambda one: one.name)
+_FLOWS = columns("wanted", ("item", "partition_id", "flow_instance_id"), [(item, 7, uuid4()) for item in range(2)])
+_HELD = columns("held", ("item", *timers.HELD_COLUMNS), [(item, 7, uuid4(), 1) for item in range(2)])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [timers.CLAIM_DUE, timers.COMPLETE_EACH, deliveries.CLAIM, flow_instances.FIND_MANY, COUNT_SOME],
+    ids=lambda one: one.name,
+)
 async def test_a_connection_soon_stops_planning(crowded: Any, statement: Statement) -> None:
     # The planner sees no value, so it takes no more for these values than for any. On a million timers a plan for what
-    # it believed to be due by now (next to nothing) sorted all that was.
+    # it believed to be due by now (next to nothing) sorted all that was; for batches of two, planning cost thrice the
+    # rest.
     compiled = CompiledStatement(statement, None)
     values = {**_CLAIM, "most": 1_000, "schema": None, "statuses": "{RUNNING}", "sized": "{flow_instances}"}
+    values |= _FLOWS | _HELD
     for _ in range(7):
         await crowded.fetch(compiled.text, *compiled.arguments(values))
     kinds = await crowded.fetchrow(

@@ -190,6 +190,8 @@ def test_a_url_without_a_database_means_the_maintenance_database() -> None:
 def test_another_scheme_is_refused() -> None:
     with pytest.raises(ServerUnavailable, match="postgresql://"):
         PostgresServer.from_url("mysql://host/x")
+    with pytest.raises(ServerUnavailable, match="begins with postgresql://"):
+        PostgresServer.from_url(None)  # type: ignore[arg-type]
 
 
 def test_a_server_that_nobody_runs_is_unavailable() -> None:

@@ -106,7 +106,7 @@ def scalars(name: str, types: dict[str, TypeEngine[Any]]) -> Select[Any]:
 
 def relation(name: str, types: dict[str, TypeEngine[Any]]) -> Select[Any]:
     """Returns a relation with a row for each element of the equally long array parameters `{name}_{column}`."""
-    arrays = [cast(bindparam(f"{name}_{column}", type_=TEXT), ARRAY(Text)) for column in types]
+    arrays = [cast(unforeseen(bindparam(f"{name}_{column}", type_=TEXT)), ARRAY(Text)) for column in types]
     unnested = func.unnest(*arrays).table_valued(*types, name=f"{name}_text").render_derived()
     return select(*(_typed(unnested.c[column], type_).label(column) for column, type_ in types.items()))
 
