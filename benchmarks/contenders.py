@@ -27,6 +27,7 @@ from cascade_state.postgres.direct import CompiledStatement, Statement, Statemen
 from cascade_state.postgres.engine import connect_arguments
 from cascade_state.postgres.executor import ConnectionExecutor
 from cascade_state.postgres.repositories import attach_repositories
+from cascade_state.postgres.transactions import CallersTransaction
 
 __all__ = [
     "ORM",
@@ -53,7 +54,8 @@ class _Recorder(ConnectionExecutor):
     """Notes the statements that a call would send, and sends nothing."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(StoreOptions(), StatementCache(None), None, None)  # type: ignore[arg-type]
+        nothing = CallersTransaction(None, None)  # type: ignore[arg-type]
+        super().__init__(StoreOptions(), StatementCache(None), nothing)
         self.sent: list[tuple[Statement, Mapping[str, Any]]] = []
         self._count = count
 

@@ -72,9 +72,7 @@ class Advancing:
             completes=completes,
             events=events,
         )
-        stored = await self.flow_instances.write(plan)
-        self._note(plan)
-        return stored
+        return await self._write(plan)
 
-    def _note(self, plan: AdvancePlan) -> None:
-        """Takes note of what was written."""
+    async def _write(self, plan: AdvancePlan) -> FlowInstance:
+        return await self.flow_instances.write(plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ class UnitOfWork(Advancing, ABC):
         self._lock_names: list[LockName] = []
         self._settled: set[UUID | HeldTimer | HeldDelivery] = set()
         self._idle_limit: timedelta | None = None
+        self._in_hand: Timer | Delivery | None = None
 
     if not TYPE_CHECKING:
 
@@ -92,7 +93,8 @@ class UnitOfWork(Advancing, ABC):
         if self._guard.stage is not Stage.OPEN:
             return  # rollback() ended it already
         self._guard.stage = Stage.FINISHED
-        await run_to_completion(self._commit() if kind is None else self._rollback())
+        if not self._left_unused():
+            await run_to_completion(self._commit() if kind is None else self._rollback())
 
     async def rollback(self) -> None:
         """Abandons the unit of work at once: nothing of it is stored, and every later call is refused."""
@@ -141,9 +143,35 @@ class UnitOfWork(Advancing, ABC):
             return True
         if isinstance(item, FlowInstance):
             return False
-        return (held_timer(item) if isinstance(item, Timer) else held_delivery(item)) in self._settled
+        return _held(item) in self._settled
+
+    def take_in_hand(self, item: Timer | Delivery) -> None:
+        """Says which claimed item this unit of work is about: an `advance` that removes it acknowledges it.
+
+        Resuming a flow removes the timer or the wait that it was resumed by. With the item in hand that is the
+        acknowledgement, under its lease, and costs no round trip of its own. If the lease was lost, `advance` removes
+        nothing less, and whoever acknowledges is told. A worker does this before it calls a handler.
+
+        Raises:
+            LeaseLost: It was never claimed.
+        """
+        self._require_open()
+        _held(item)
+        self._in_hand = item
+
+    async def _write(self, plan: AdvancePlan) -> FlowInstance:
+        fenced = None if self._in_hand is None else plan.acknowledging(self._in_hand)
+        if fenced is not None:
+            with suppress(LeaseLost):  # it is settled in another way, or lost, which its acknowledgement will find
+                stored = await self.flow_instances.write(fenced)
+                self._note(fenced)
+                return stored
+        stored = await self.flow_instances.write(plan)
+        self._note(plan)
+        return stored
 
     def _note(self, plan: AdvancePlan) -> None:
+        """Takes note of what was written."""
         self._settled.update(plan.complete_timers)
         self._settled.update(plan.complete_deliveries)
         if plan.is_terminal:
@@ -242,6 +270,10 @@ class UnitOfWork(Advancing, ABC):
     def _is_untouched(self) -> bool:
         return False
 
+    def _left_unused(self) -> bool:
+        """Ends it at once if nothing was done in it, and nobody can do anything any more; tells whether it did."""
+        return False
+
     @abstractmethod
     async def _commit(self) -> None:
         """Commits and gives everything back, also when the commit fails."""
@@ -270,3 +302,7 @@ class UnitOfWork(Advancing, ABC):
 
     @abstractmethod
     def _sql_session(self, **options: Any) -> AsyncSession: ...
+
+
+def _held(item: Timer | Delivery) -> HeldTimer | HeldDelivery:
+    return held_timer(item) if isinstance(item, Timer) else held_delivery(item, "item")

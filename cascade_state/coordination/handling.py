@@ -23,6 +23,7 @@ from cascade_state.coordination.slots import Slots
 from cascade_state.coordination.store_time import StoreTime
 from cascade_state.errors import Conflict, LeaseLost, StoreError
 from cascade_state.ids import partition_of
+from cascade_state.model.flow_instances import FlowInstance
 from cascade_state.model.replica_sets import Membership
 from cascade_state.telemetry import add, record, span
 
@@ -178,6 +179,8 @@ class Desk:
         idle_limit = timedelta(seconds=max(0.001, work.lease_until - time.monotonic()))
         with _share(work, member) as generation:
             async with self._store.begin(idle_limit=idle_limit) as uow:
+                if not isinstance(work.item, FlowInstance):
+                    uow.take_in_hand(work.item)
                 await handler(work.item, uow)
                 if work.is_abandoned:
                     raise _NotOurs

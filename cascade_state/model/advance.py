@@ -8,7 +8,7 @@ is written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -146,6 +146,20 @@ class AdvancePlan:
     def is_new(self) -> bool:
         """Whether the flow is inserted."""
         return self.instance.version == 0
+
+    def acknowledging(self, item: Timer | Delivery) -> AdvancePlan | None:
+        """Returns the plan that acknowledges a claimed item where this one only removes it; None: it does not."""
+        if isinstance(item, Timer):
+            if item.timer_id not in self.cancel:
+                return None
+            cancel = tuple([timer_id for timer_id in self.cancel if timer_id != item.timer_id])
+            return replace(self, cancel=cancel, complete_timers=(*self.complete_timers, held_timer(item)))
+        wait = (item.step_id, item.correlation_key)
+        if item.flow_instance_id != self.instance.flow_instance_id or wait not in self.drop_waits:
+            return None
+        drop_waits = tuple([dropped for dropped in self.drop_waits if dropped != wait])
+        held = held_delivery(item)
+        return replace(self, drop_waits=drop_waits, complete_deliveries=(*self.complete_deliveries, held))
 
     def stored(self, now: datetime) -> FlowInstance:
         """Returns the flow instance as it is once this plan was written at `now`: a version later, nothing pending."""

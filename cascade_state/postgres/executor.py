@@ -14,17 +14,15 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from cascade_state.abc.hints import HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import UsageError
 from cascade_state.ids import lock_key, partition_of, partition_of_key
-from cascade_state.postgres.connections import start_or_discard
-from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache, has_begun
+from cascade_state.postgres.direct import Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.hints import hint_payload
 from cascade_state.postgres.operations import Operation
+from cascade_state.postgres.transactions import Transaction
 
 __all__ = ["ConnectionExecutor", "Executor"]
 
@@ -101,12 +99,11 @@ class ConnectionExecutor(Executor):
         self,
         options: StoreOptions,
         statements: StatementCache,
-        connection: AsyncConnection,
-        driver: DriverConnection,
+        transaction: Transaction,
     ) -> None:
         super().__init__(options, statements)
-        self._connection = connection
-        self._driver = driver
+        self._transaction = transaction
+        self._driver = transaction.driver
         self.hinted: set[str] = set()  # for the owner of the transaction, who knows when it is committed
 
     def hint(self, partition_id: int, topic: HintTopic = "work") -> None:
@@ -134,7 +131,7 @@ class ConnectionExecutor(Executor):
     @property
     def is_untouched(self) -> bool:
         """Whether the transaction has not begun yet, on the wire."""
-        return not has_begun(self._driver) and self._connection.in_transaction()
+        return self._transaction.is_untouched
 
     async def require_transaction(self) -> None:
         """Begins the transaction on the wire, if that was put off until now.
@@ -145,8 +142,8 @@ class ConnectionExecutor(Executor):
             return  # the driver says so
         if self.is_untouched:
             with translated():
-                await start_or_discard(self._connection)
-        if not (self._connection.in_transaction() and self._driver.is_in_transaction()):
+                await self._transaction.start()
+        if not self._transaction.is_open:
             raise UsageError("the transaction of this unit of work was ended by its connection or session")
 
 

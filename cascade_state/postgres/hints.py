@@ -19,9 +19,9 @@ from sqlalchemy import Select, func, select
 from cascade_state.abc.hints import HintTopic
 from cascade_state.errors import StoreError, StoreNotOpen
 from cascade_state.ids import hash_key
-from cascade_state.postgres.connections import KeptConnections
 from cascade_state.postgres.direct import Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
+from cascade_state.postgres.kept_connections import KeptConnections
 from cascade_state.postgres.statements.parameters import TEXT, columns, param, relation
 
 __all__ = ["HintSender", "hint_channel", "hint_payload", "read_hint"]

@@ -22,7 +22,6 @@ from cascade_state.errors import UsageError
 from cascade_state.model.arguments import check_instant
 from cascade_state.model.statistics import Statistics
 from cascade_state.postgres import schema
-from cascade_state.postgres.connections import KEPT_LOCK_TIMEOUT, KeptConnections
 from cascade_state.postgres.direct import StatementCache
 from cascade_state.postgres.engine import (
     DriverConnections,
@@ -34,6 +33,7 @@ from cascade_state.postgres.engine import (
 )
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.hints import HintSender
+from cascade_state.postgres.kept_connections import KEPT_LOCK_TIMEOUT, KeptConnections
 from cascade_state.postgres.listening import HintReceiver, PostgresHintListener
 from cascade_state.postgres.lock_connections import LockConnections
 from cascade_state.postgres.locks import PostgresLocks
@@ -78,6 +78,7 @@ class PostgresStore(Store):
         self._unpooled: AsyncEngine
         self._keeping: AsyncEngine
         self._kept: KeptConnections
+        self._transactions: KeptConnections
         self._hints: HintSender | None
         self._receiver: HintReceiver | None
         self._executor: StoreExecutor
@@ -143,9 +144,15 @@ class PostgresStore(Store):
         self._unpooled = unpooled_engine(self._address, self.options, self._connections)
         self._keeping = unpooled_engine(self._address, self.options, self._connections, _KEPT_SETTINGS)
         self._kept = KeptConnections(self._keeping, _KEPT_CONNECTIONS)
+        self._transactions = KeptConnections(
+            self._engine,
+            self.options.pool_size,
+            autocommit=False,
+            patience_seconds=self.options.pool_timeout_seconds,
+        )
         self._hints = HintSender(self._statements, self._kept) if self.options.hints else None
         self._receiver = self._hint_receiver()
-        self._executor = StoreExecutor(self.options, self._statements, self._engine, self._kept, self._hints)
+        self._executor = StoreExecutor(self.options, self._statements, self._transactions, self._kept, self._hints)
         attach_repositories(self, self._executor, self._guard, self._limits)
         lock_connections = LockConnections(self._direct_address, self.options, self._statements, self._connections)
         self._advisory_locks = PostgresLocks(self._guard, self._executor, lock_connections)
@@ -200,6 +207,7 @@ class PostgresStore(Store):
         if self._hints is not None:
             await self._hints.close()
         await self._kept.close()
+        await self._transactions.close(wait=False)
 
     def _listener(self, topic: HintTopic) -> HintListener:
         if self._receiver is None and self.options.hints:
@@ -211,7 +219,7 @@ class PostgresStore(Store):
             self.options,
             self._statements,
             self._advisory_locks,
-            self._engine,
+            self._transactions,
             isolation=isolation,
             read_only=read_only,
             hints=self._hints,

@@ -7,19 +7,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.hints import HintTopic
 from cascade_state.abc.options import StoreOptions
 from cascade_state.errors import TransactionAborted
 from cascade_state.postgres.coalescing import Line
-from cascade_state.postgres.connections import KEPT_LOCK_TIMEOUT, KeptConnections, OwnTransaction
 from cascade_state.postgres.direct import DriverConnection, Record, Statement, StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor, Executor
 from cascade_state.postgres.hints import HintSender, hint_payload
+from cascade_state.postgres.kept_connections import KEPT_LOCK_TIMEOUT, KeptConnections
 from cascade_state.postgres.operations import Operation
+from cascade_state.postgres.transactions import OwnTransaction
 
 __all__ = ["StoreExecutor"]
 
@@ -35,12 +34,12 @@ class StoreExecutor(Executor):
         self,
         options: StoreOptions,
         statements: StatementCache,
-        engine: AsyncEngine,
+        transactions: KeptConnections,
         kept: KeptConnections,
         hints: HintSender | None,
     ) -> None:
         super().__init__(options, statements)
-        self._engine = engine
+        self._transactions = transactions
         self._kept = kept
         self._hints = hints
         self._lines: dict[Operation[Any], Line[Any, list[Record]]] = {}
@@ -120,10 +119,10 @@ class StoreExecutor(Executor):
 
     @asynccontextmanager
     async def _transaction(self, options: dict[str, Any]) -> AsyncIterator[Executor]:
-        transaction = OwnTransaction(self._engine, options)
+        transaction = OwnTransaction(self._transactions, options)
         await transaction.begin()
         try:
-            executor = ConnectionExecutor(self.options, self.statements, transaction.connection, transaction.driver)
+            executor = ConnectionExecutor(self.options, self.statements, transaction)
             yield executor
         except BaseException:
             await run_to_completion(transaction.rollback())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransaction
 
 from cascade_state.abc.completion import run_to_completion
 from cascade_state.abc.locks import Patience
@@ -13,14 +13,16 @@ from cascade_state.abc.options import StoreOptions
 from cascade_state.abc.unit_of_work import UnitOfWork
 from cascade_state.errors import UsageError
 from cascade_state.model.locks import LockName
-from cascade_state.postgres.connections import OwnTransaction, driver_of, has_autocommit, start_on_wire
+from cascade_state.postgres.connections import driver_of, has_autocommit, start_on_wire
 from cascade_state.postgres.direct import StatementCache
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.executor import ConnectionExecutor
 from cascade_state.postgres.hints import HintSender
+from cascade_state.postgres.kept_connections import KeptConnections
 from cascade_state.postgres.locks import PostgresLocks
 from cascade_state.postgres.repositories import attach_repositories
 from cascade_state.postgres.statements.transactions import SET_LOCAL
+from cascade_state.postgres.transactions import CallersTransaction, OwnTransaction, Transaction
 
 __all__ = ["EnlistedUnitOfWork", "OwnUnitOfWork"]
 
@@ -38,14 +40,11 @@ class _SqlUnitOfWork(UnitOfWork):
         self._options = options
         self._statements = statements
         self._locks = locks
-        self._connection: AsyncConnection
         self._executor: ConnectionExecutor
         self._sessions: list[AsyncSession] = []
 
-    async def _attach(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        driver = await driver_of(connection)
-        self._executor = ConnectionExecutor(self._options, self._statements, connection, driver)
+    def _attach(self, transaction: Transaction) -> None:
+        self._executor = ConnectionExecutor(self._options, self._statements, transaction)
         attach_repositories(self, self._executor, self._guard, self._limits)
 
     async def _lock(self, name: LockName, shared: bool, patience: Patience) -> bool:
@@ -57,7 +56,7 @@ class _SqlUnitOfWork(UnitOfWork):
     async def _set_savepoint(self) -> AsyncTransaction:
         await self._executor.require_transaction()
         with translated():
-            return await self._connection.begin_nested()
+            return await self._sql_connection().begin_nested()
 
     async def _release_savepoint(self, mark: AsyncTransaction) -> None:
         with translated():
@@ -67,12 +66,9 @@ class _SqlUnitOfWork(UnitOfWork):
         with translated():
             await mark.rollback()
 
-    def _sql_connection(self) -> AsyncConnection:
-        return self._connection
-
     def _sql_session(self, **options: Any) -> AsyncSession:
         # Committing the session must not commit the unit of work; it can only be told to roll back.
-        session = AsyncSession(bind=self._connection, join_transaction_mode="rollback_only", **options)
+        session = AsyncSession(bind=self._sql_connection(), join_transaction_mode="rollback_only", **options)
         self._sessions.append(session)
         return session
 
@@ -90,7 +86,7 @@ class OwnUnitOfWork(_SqlUnitOfWork):
         options: StoreOptions,
         statements: StatementCache,
         locks: PostgresLocks,
-        engine: AsyncEngine,
+        connections: KeptConnections,
         *,
         isolation: str | None,
         read_only: bool,
@@ -103,14 +99,14 @@ class OwnUnitOfWork(_SqlUnitOfWork):
             execution_options["isolation_level"] = isolation
         if read_only:
             execution_options["postgresql_readonly"] = True
-        self._engine = engine
+        self._connections = connections
         self._execution_options = execution_options
 
     async def _begin(self, idle_limit: timedelta | None = None) -> None:
         settings = None if idle_limit is None else f" SET LOCAL {_IDLE_LIMIT} = {_milliseconds(idle_limit)};"
-        self._transaction = OwnTransaction(self._engine, self._execution_options, settings=settings)
+        self._transaction = OwnTransaction(self._connections, self._execution_options, settings=settings)
         await self._transaction.begin()
-        await self._attach(self._transaction.connection)
+        self._attach(self._transaction)
 
     async def _commit(self) -> None:
         try:
@@ -131,6 +127,15 @@ class OwnUnitOfWork(_SqlUnitOfWork):
 
     def _is_untouched(self) -> bool:
         return not self._sessions and self._executor.is_untouched
+
+    def _left_unused(self) -> bool:
+        if not self._transaction.is_unused:
+            return False
+        self._transaction.leave()
+        return True
+
+    def _sql_connection(self) -> AsyncConnection:
+        return self._transaction.connection()
 
 
 def _milliseconds(duration: timedelta) -> int:
@@ -173,7 +178,8 @@ class EnlistedUnitOfWork(_SqlUnitOfWork):
                 # The server may be in a transaction that SQLAlchemy knows nothing of; it must not be used any further.
                 await run_to_completion(connection.invalidate())
                 raise
-        await self._attach(connection)
+        self._transaction = CallersTransaction(connection, await driver_of(connection))
+        self._attach(self._transaction)
 
     async def _commit(self) -> None:
         with translated():
@@ -181,3 +187,6 @@ class EnlistedUnitOfWork(_SqlUnitOfWork):
 
     async def _rollback(self) -> None:
         return None  # the caller's to decide
+
+    def _sql_connection(self) -> AsyncConnection:
+        return self._transaction.connection

@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from cascade_state import Store
 from cascade_state.errors import StoreNotOpen
-from cascade_state.postgres.connections import KeptConnections
+from cascade_state.postgres.kept_connections import KeptConnections
 from cascade_state.testing import factories
 
 pytestmark = pytest.mark.postgres

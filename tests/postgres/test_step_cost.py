@@ -12,6 +12,7 @@ from cascade_state.model.advance import Limits, plan_advance
 from cascade_state.postgres.advance_values import ADVANCE
 from cascade_state.postgres.direct import CompiledStatement, StatementCache
 from cascade_state.postgres.executor import ConnectionExecutor
+from cascade_state.postgres.transactions import CallersTransaction
 from cascade_state.testing import factories
 
 pytestmark = pytest.mark.postgres
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.postgres
 
 def _prepared(flow: FlowInstance, connection: Any) -> tuple[str, list[Any]]:
     """What the store would send for one more step of a flow."""
-    executor = ConnectionExecutor(StoreOptions(), StatementCache(None), None, connection)  # type: ignore[arg-type]
+    executor = ConnectionExecutor(StoreOptions(), StatementCache(None), CallersTransaction(None, connection))  # type: ignore[arg-type]
     plan = plan_advance(flow, limits=Limits(), put_states={"state": {"attempts": 1}})
     statement, values = ADVANCE.prepare((plan,), executor)
     compiled = CompiledStatement(statement, None)

@@ -75,6 +75,60 @@ class WorkerSettlingContract(Workers):
             assert (await store.flow_instances.get(flow_instance_id)).status is FlowStatus.CANCELLED
         assert len(calls) == 2
 
+    @rule("Workers", "C-24")
+    async def test_resuming_the_flow_settles_what_it_waited_for(self, store: Store) -> None:
+        timer = await self.waiting_timer(store)
+        flow = await self.delivery(store)
+        settled: list[bool] = []
+
+        async def resume(item: Timer | Delivery, uow: UnitOfWork) -> None:
+            found = await uow.flow_instances.get(item.flow_instance_id)
+            await uow.advance(found.resume().complete_step(item.step_id))
+            settled.append(uow.has_settled(item))
+
+        async with self.running(store, on_timer=resume, on_delivery=resume) as worker:
+            await self.until(lambda: len(settled) == 2 and worker.in_hand == 0)
+        assert settled == [True, True]
+        for flow_instance_id in (timer.flow_instance_id, flow.flow_instance_id):
+            found = await store.flow_instances.get(flow_instance_id)
+            assert (found.status, len(found.completed_steps)) == (FlowStatus.RUNNING, 1)
+        assert await claim_timers(store) == []
+
+    @rule("Workers", "C-24")
+    async def test_what_was_settled_before_may_be_removed_once_more(self, store: Store) -> None:
+        timer = await self.waiting_timer(store)
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            await uow.timers.complete([item])
+            found = await uow.flow_instances.get(item.flow_instance_id)
+            await uow.advance(found.resume().complete_step(item.step_id))
+
+        async with self.running(store, on_timer=on_timer):
+            await self.until(lambda: self.is_gone(store, timer))
+        assert len((await store.flow_instances.get(timer.flow_instance_id)).completed_steps) == 1
+
+    @rule("Workers", "C-23", "C-50")
+    async def test_resuming_a_flow_by_a_timer_that_was_taken_stores_nothing(
+        self, store: Store, other_store: Store, clock: FrozenClock
+    ) -> None:
+        timer = await self.waiting_timer(store)
+        taken: list[Timer] = []
+        is_done = False
+
+        async def on_timer(item: Timer, uow: UnitOfWork) -> None:
+            nonlocal is_done
+            clock.advance(LEASE)
+            taken.extend(await claim_timers(other_store, "worker-2"))
+            found = await uow.flow_instances.get(item.flow_instance_id)
+            await uow.advance(found.resume().complete_step(item.step_id))
+            assert not uow.has_settled(item)
+            is_done = True
+
+        async with self.running(store, on_timer=on_timer, lease_duration=LEASE, concurrency=1) as worker:
+            await self.until(lambda: is_done and worker.in_hand == 0)
+        assert (await store.flow_instances.get(timer.flow_instance_id)).status is FlowStatus.WAITING_FOR_TIMER
+        assert (await store.timers.get(timer.timer_id)).lease == taken[0].lease
+
     @rule("Workers", "C-43")
     async def test_a_timer_that_is_moved_by_its_handler_comes_again(self, store: Store, clock: FrozenClock) -> None:
         timer = await self.timer(store)
@@ -185,6 +239,20 @@ class WorkerSettlingContract(Workers):
             await uow.advance(orphan.complete())
             assert uow.has_settled(two)
             assert uow.has_settled(orphan)
+
+    @rule("Workers", "C-24")
+    async def test_what_is_in_hand_was_claimed(self, store: Store) -> None:
+        timer = await self.waiting_timer(store)
+        async with store.begin() as uow:
+            with pytest.raises(LeaseLost):
+                uow.take_in_hand(timer)
+            with pytest.raises(InvalidArgument, match="item"):
+                uow.take_in_hand(timer.timer_id)  # type: ignore[arg-type]
+            (claimed,) = await claim_timers(store)
+            uow.take_in_hand(claimed)
+            found = await uow.flow_instances.get(timer.flow_instance_id)
+            await uow.advance(found.resume().complete_step(timer.step_id))
+            assert uow.has_settled(claimed)
 
     @rule("Workers")
     async def test_a_unit_of_work_can_be_told_how_long_it_may_be_idle(self, store: Store) -> None:

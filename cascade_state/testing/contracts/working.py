@@ -60,6 +60,10 @@ class Workers(StoreContract):
         flow = await factories.add_flow(store)
         return await store.timers.schedule(flow.flow_instance_id, "ship", after=after, **options)
 
+    async def waiting_timer(self, store: Store) -> Timer:
+        flow = (await factories.add_flow(store)).suspend_for_timer("ship", after=_NOW)
+        return await store.timers.get((await store.advance(flow)).pending_timers["ship"])
+
     async def delivery(self, store: Store, payload: Any = None) -> FlowInstance:
         key = factories.unique("key")
         flow = await factories.add_flow(store, waits_for=key)
