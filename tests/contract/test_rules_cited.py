@@ -17,6 +17,7 @@ RULES = frozenset(
         *(f"C-{number}" for number in range(40, 46)),
         *(f"C-{number}" for number in (50, 51)),
         *(f"LCK-{number:02}" for number in range(1, 18)),
+        *(f"ORC-{number:02}" for number in range(1, 14)),
         "Errors",  # the rule that has no number
     ]
 )

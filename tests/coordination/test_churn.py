@@ -17,6 +17,7 @@ from sqlalchemy import text
 from cascade_state import LeaseLost, Store, open_store
 from cascade_state.coordination import Member
 from cascade_state.postgres.schema import migrate_database
+from cascade_state.testing.contracts import rule
 from tests.coordination.helping import PATIENCE, a_set, settled
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(180)]  # many stores are opened
@@ -96,6 +97,7 @@ async def database(empty_database_url: str) -> AsyncIterator[tuple[str, asyncpg.
     await connection.close()
 
 
+@rule("ORC-13")
 async def test_whoever_comes_and_goes_nobody_writes_in_what_is_not_its_own(
     database: tuple[str, asyncpg.Connection],
 ) -> None:

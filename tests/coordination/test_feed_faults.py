@@ -15,6 +15,7 @@ import pytest
 from cascade_state import FeedConsumer, FlowEvent, FlowInstance, Store, UnitOfWork, open_store
 from cascade_state.postgres.schema import migrate_database
 from cascade_state.testing import factories
+from cascade_state.testing.contracts import rule
 from cascade_state.testing.contracts.feed_consumers import running
 from tests.coordination.feed_effects import QUICK, Effects, keep_effects
 from tests.postgres.own_server import OwnServer, own_server
@@ -124,10 +125,10 @@ class Writer:
             await asyncio.sleep(0.01)
 
 
+@rule("ORC-03", "ORC-05")
 async def test_effects_are_exactly_once_while_workers_are_killed_and_replaced(
     empty_database_url: str, flow_store: Store, effects: Effects
 ) -> None:
-    """ORC-03, ORC-05."""
     writer = Writer(flow_store)
     writing = asyncio.ensure_future(writer.write(24))
     async with a_worker(empty_database_url, "stayer"):
@@ -145,6 +146,7 @@ async def test_effects_are_exactly_once_while_workers_are_killed_and_replaced(
     assert (await flow_store.feeds.lag("invoices")).events == 0
 
 
+@rule("ORC-13")
 async def test_a_worker_that_is_stopped_with_a_batch_in_hand_is_replaced_and_stores_nothing_later(
     empty_database_url: str, flow_store: Store, effects: Effects
 ) -> None:
@@ -171,6 +173,7 @@ def a_server() -> Iterator[OwnServer]:
         yield server
 
 
+@rule("Feed", "ORC-10")
 async def test_a_consumer_gets_over_the_restart_of_its_server(a_server: OwnServer) -> None:
     await migrate_database(a_server.url, partition_count=16)
     effects = Effects(a_server.url)

@@ -14,6 +14,7 @@ from cascade_state import FeedConsumer, FlowEvent, Store, UnitOfWork
 from cascade_state.errors import FeedConsumerNotFound, SerializationError
 from cascade_state.memory.store import MemoryStore
 from cascade_state.testing import factories
+from cascade_state.testing.contracts import rule
 from cascade_state.testing.contracts.feed_consumers import Journal, running, until
 from cascade_state.testing.fault_plan import FaultPlan
 from cascade_state.testing.faults import Fault
@@ -49,6 +50,7 @@ async def add_flows(store: Store, count: int = _FLOWS) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@rule("Feed")
 async def test_effects_are_exactly_once_over_a_store_that_fails_at_random(store: Store, seed: int) -> None:
     await add_flows(store)
     plan = FaultPlan(store, seed=seed, rate=0.15)
@@ -72,6 +74,7 @@ async def test_effects_are_exactly_once_over_a_store_that_fails_at_random(store:
     ],
     ids=lambda fault: f"{fault.call} {fault.kind}",
 )
+@rule("Feed")
 async def test_a_fault_at_any_place_is_got_over(store: Store, fault: Fault) -> None:
     await add_flows(store, 1)
     plan = FaultPlan(store, fault)

@@ -15,6 +15,7 @@ import pytest
 
 from cascade_state import FeedConsumer, FlowEvent, FlowInstance, Store, UnitOfWork, open_store, partition_of
 from cascade_state.testing import factories
+from cascade_state.testing.contracts import rule
 from cascade_state.testing.contracts.feed_consumers import running, until
 from cascade_state.testing.server import PostgresServer
 from tests.coordination.feed_effects import QUICK
@@ -50,6 +51,7 @@ async def is_unsettled(store: Store, name: str = "invoices") -> bool:
     )
 
 
+@rule("Feed")
 async def test_transactions_that_end_out_of_order_and_one_that_stays_open(postgres_store: Store) -> None:
     """Nothing is skipped, whatever was committed and handled while the long one was open."""
     store, seen = postgres_store, Seen()
@@ -81,6 +83,7 @@ async def test_transactions_that_end_out_of_order_and_one_that_stays_open(postgr
     seen.check(expected)
 
 
+@rule("Feed")
 async def test_a_transaction_in_another_database_holds_the_feed_back_but_loses_nothing(
     postgres_store: Store, server: PostgresServer
 ) -> None:
@@ -146,6 +149,7 @@ async def test_a_handler_that_does_not_write_holds_nobody_back(postgres_store: S
         await until(lambda: _holds(seen.by_flow[slow.flow_instance_id] == [1, 2]))
 
 
+@rule("Feed")
 async def test_an_older_transaction_that_commits_after_the_start_is_not_missed(postgres_store: Store) -> None:
     store, seen = postgres_store, Seen()
     old, late = await factories.add_flow(store), await factories.add_flow(store)

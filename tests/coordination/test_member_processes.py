@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from cascade_state.postgres.schema import migrate_database
+from cascade_state.testing.contracts import rule
 from tests.coordination.helping import PATIENCE
 
 # Processes are started one after the other, each as slow as the machine is loaded.
@@ -154,8 +155,8 @@ async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+@rule("ORC-05", "ORC-13")
 async def test_when_one_of_three_is_killed_the_others_own_everything(workers: Set) -> None:
-    """ORC-05, ORC-13."""
     first, second, third = await workers.start(3)
     await workers.until_shared_by(first, second, third)
     await second.kill()
@@ -164,8 +165,9 @@ async def test_when_one_of_three_is_killed_the_others_own_everything(workers: Se
     await workers.check()
 
 
+@rule("ORC-01", "ORC-02", "ORC-03", "ORC-04", "ORC-08")
 async def test_workers_come_and_go_and_each_works(workers: Set) -> None:
-    """ORC-01 to ORC-04 and ORC-08, as far as they concern who works on what: by joining, leaving and another set."""
+    """Who works on what, by joining, leaving and another set."""
     (first,) = await workers.start(1)
     await workers.until_shared_by(first)
     (second,), _ = await asyncio.gather(workers.start(1), workers.start(1, "billing"))
@@ -183,6 +185,7 @@ async def test_workers_come_and_go_and_each_works(workers: Set) -> None:
 
 
 @pytest.mark.parametrize(("told", "answer"), [("hold", "LeaseLost"), ("hold fenced", "StoreUnavailable")])
+@rule("ORC-13")
 async def test_a_worker_that_was_stopped_for_too_long_stores_nothing(workers: Set, told: str, answer: str) -> None:
     """SIGSTOP past `stale_after` in the middle of a write, without the fence and with it; then SIGCONT."""
     stopped, other = await workers.start(2)

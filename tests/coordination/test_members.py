@@ -15,8 +15,8 @@ import pytest
 from cascade_state import InvalidArgument, LeaseLost, Store, StoreNotOpen, open_store
 from cascade_state.coordination import Member
 from cascade_state.model.replica_sets import Membership
-from cascade_state.testing.contracts import StoreContract
-from tests.coordination.helping import INTERVAL, PATIENCE, STALE_AFTER, a_set, settled, until
+from cascade_state.testing.contracts import rule
+from tests.coordination.helping import INTERVAL, PATIENCE, a_set, settled, until
 
 
 async def generations(store: Store) -> dict[int, int]:
@@ -70,8 +70,8 @@ async def test_unusable_options_are_refused_before_anything_is_sent(
     assert a_set(memory_store, stale_after=3 * INTERVAL).heartbeat_interval == INTERVAL
 
 
+@rule("ORC-13")
 async def test_twenty_members_that_join_at_once_share_fairly_and_leave_nothing_behind(store: Store) -> None:
-    """ORC-13."""
     async with AsyncExitStack() as stack:
         joins = [stack.enter_async_context(a_set(store).join()) for _ in range(20)]
         members = await asyncio.gather(*joins)
@@ -82,8 +82,8 @@ async def test_twenty_members_that_join_at_once_share_fairly_and_leave_nothing_b
     assert {item.owner for item in await store.replica_sets.list_assignments("shipping")} == {None}
 
 
+@rule("ORC-03", "ORC-11")
 async def test_joining_and_leaving_move_no_more_than_needed(store: Store) -> None:
-    """ORC-03, ORC-11."""
     count = store.options.partition_count
     async with a_set(store).join() as first, a_set(store).join() as second:
         await settled([first, second], count)
@@ -98,8 +98,8 @@ async def test_joining_and_leaving_move_no_more_than_needed(store: Store) -> Non
         assert {partition for partition in range(count) if after[partition] != during[partition]} == left
 
 
+@rule("ORC-08")
 async def test_sets_of_different_names_know_nothing_of_each_other(store: Store) -> None:
-    """ORC-08."""
     everything = frozenset(range(store.options.partition_count))
     async with a_set(store, "shipping").join() as shipping, a_set(store, "billing").join() as billing:
         assert shipping.partitions == billing.partitions == everything
@@ -163,6 +163,7 @@ async def test_whoever_has_work_in_hand_for_too_long_loses_the_partition_all_the
                         await uow.fence(last, generation, "shipping")
 
 
+@rule("ORC-02")
 async def test_in_a_healthy_set_nothing_that_holds_its_partition_is_ever_refused(store: Store) -> None:
     """Members come and go; whoever works under `working_in` and fences first always commits."""
     works, stop = Counter[str](), asyncio.Event()
@@ -225,6 +226,7 @@ async def test_a_change_wakes_whoever_waits_for_it(store: Store) -> None:
 # Going silent, and coming back
 
 
+@rule("ORC-13")
 async def test_a_member_that_was_removed_joins_again_under_a_new_id_and_says_so(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -300,23 +302,6 @@ async def test_what_ends_the_block_passes_unchanged_and_the_member_has_left(stor
             raise error
     assert caught.value is error
     assert await store.replica_sets.list_workers() == []
-
-
-async def test_a_member_that_is_cancelled_at_any_await_leaves_nothing_behind(store: Store) -> None:
-    """ORC-06."""
-    await store.replica_sets.join("shipping", "another", stale_after=STALE_AFTER)
-
-    async def operation() -> None:
-        async with a_set(store).join() as member:
-            await asyncio.sleep(0)
-            assert member.is_alive
-
-    async def check(completed: bool) -> None:
-        assert [worker.worker_id for worker in await store.replica_sets.list_workers()] == ["another"]
-        owners = {(item.owner, item.next_owner) for item in await store.replica_sets.list_assignments("shipping")}
-        assert owners == {("another", None)}
-
-    assert await StoreContract().cancelled_at_every_await(operation, check) >= 2
 
 
 async def test_a_member_whose_store_is_closed_ends_quietly(store_url: str, caplog: pytest.LogCaptureFixture) -> None:

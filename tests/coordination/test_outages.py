@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from cascade_state import LeaseLost, Store, open_store
+from cascade_state.testing.contracts import rule
 from tests.coordination.helping import PATIENCE, a_set, settled, until
 from tests.postgres.own_server import OwnServer, own_server
 from tests.wire import Wire
@@ -45,6 +46,7 @@ def stoppable() -> Iterator[OwnServer]:
 
 
 @pytest.mark.parametrize("only_new", [False, True], ids=["the same connections", "new connections only"])
+@rule("ORC-13")
 async def test_a_member_that_is_cut_off_stops_before_its_share_is_taken(
     postgres_store: Store, link: Wire, only_new: bool
 ) -> None:
@@ -73,6 +75,7 @@ async def test_a_member_that_is_cut_off_stops_before_its_share_is_taken(
             link.mend()
 
 
+@rule("ORC-11")
 async def test_a_member_that_was_cut_off_for_a_moment_goes_on_as_it_was(link: Wire) -> None:
     async with open_store(link.url) as store, a_set(store, stale_after=_STALE_AFTER).join() as member:
         known = member.share
@@ -117,6 +120,7 @@ async def test_a_member_that_cannot_say_goodbye_ends_in_time(
         link.mend()
 
 
+@rule("ORC-13")
 async def test_when_the_server_is_stopped_and_started_members_recover_by_themselves(stoppable: OwnServer) -> None:
     """Each with a store of its own, as processes have them; the server is stopped in immediate mode."""
     async with AsyncExitStack() as stack:

@@ -12,6 +12,7 @@ import pytest
 from cascade_state import SchemaMismatch, SerializationError, Store, StoreUnavailable, open_store
 from cascade_state.postgres.replica_sets import PostgresReplicaSets
 from cascade_state.postgres.schema import migrate_database
+from cascade_state.testing.contracts import rule
 from tests.coordination.helping import PATIENCE, STALE_AFTER, a_set, settled, until
 
 pytestmark = pytest.mark.postgres
@@ -24,6 +25,7 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
+@rule("ORC-13")
 async def test_a_member_whose_row_was_deleted_joins_again(
     postgres_store: Store, connection: asyncpg.Connection
 ) -> None:
@@ -36,6 +38,7 @@ async def test_a_member_whose_row_was_deleted_joins_again(
         await settled([first, second], postgres_store.options.partition_count)
 
 
+@rule("ORC-05", "ORC-13")
 async def test_the_share_of_a_dead_worker_whose_row_was_deleted_is_taken_over(
     postgres_store: Store, connection: asyncpg.Connection
 ) -> None:
@@ -46,6 +49,7 @@ async def test_the_share_of_a_dead_worker_whose_row_was_deleted_is_taken_over(
         await settled([member], postgres_store.options.partition_count)
 
 
+@rule("ORC-13")
 async def test_lost_assignments_are_made_again(postgres_store: Store, connection: asyncpg.Connection) -> None:
     await postgres_store.replica_sets.join("shipping", "a", stale_after=STALE_AFTER)
     await connection.execute("DELETE FROM partition_targets WHERE partition_id < 3")

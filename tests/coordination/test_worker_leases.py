@@ -14,6 +14,7 @@ import pytest
 from cascade_state import LeaseLost, SchemaMismatch, Store, StoreUnavailable, Timer, UnitOfWork, open_store
 from cascade_state.coordination import Backoff, GiveUp, ReplicaSet, Retry, Worker, handling, worker
 from cascade_state.testing import factories
+from cascade_state.testing.contracts import rule
 
 _PATIENCE = 20.0
 _LEASE = timedelta(milliseconds=600)
@@ -101,6 +102,7 @@ async def test_a_handler_that_has_written_holds_up_nobodys_renewal(store: Store,
     assert sorted(calls) == ["thinks", "writes"]
 
 
+@rule("C-50")
 async def test_a_handler_whose_lease_is_lost_is_cancelled(store: Store, other: Store) -> None:
     timer = await _timer(store)
     cancelled = asyncio.Event()
@@ -160,6 +162,7 @@ async def test_loops_get_over_a_store_that_fails(store: Store, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("method", ["retry", "give_up"])
+@rule("Workers")
 async def test_what_cannot_be_given_back_comes_with_the_end_of_its_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -247,6 +250,7 @@ async def test_of_several_items_the_lost_one_does_not_keep_the_others(
         assert (await store.timers.get(timer.timer_id)).lease is None
 
 
+@rule("ORC-13")
 async def test_a_share_that_goes_to_somebody_else_takes_its_handlers_along(store: Store, other: Store) -> None:
     """The worker is removed from its set, as if it had been silent: its handler is cancelled, and it joins again."""
     timer = await _timer(store)

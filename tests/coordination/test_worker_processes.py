@@ -18,6 +18,7 @@ import pytest
 
 from cascade_state import CascadeStateError, Store, open_store
 from cascade_state.testing import factories
+from cascade_state.testing.contracts import rule
 from tests.postgres.own_server import OwnServer, own_server
 
 # Each test starts several processes, of which each imports everything; a busy machine takes a minute for that.
@@ -165,6 +166,7 @@ async def _all_done(url: str, expected: set[tuple[str, str]], *, patience: float
 
 
 @pytest.mark.parametrize("replica_set", [None, "shipping"])
+@rule("Workers", "ORC-05")
 async def test_one_of_three_workers_is_killed_in_the_middle(
     store: Store, database_url: str, replica_set: str | None
 ) -> None:
@@ -211,6 +213,7 @@ async def _shared_by(store: Store, replica_set: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("replica_set", [None, "shipping"])
+@rule("Workers", "C-50")
 async def test_a_worker_that_was_stopped_past_its_lease_stores_nothing_stale(
     store: Store, database_url: str, replica_set: str | None
 ) -> None:
@@ -234,6 +237,7 @@ async def test_a_worker_that_was_stopped_past_its_lease_stores_nothing_stale(
     assert (await store.flow_instances.get(flow.flow_instance_id)).completed_steps == {"slow"}
 
 
+@rule("Workers")
 async def test_orphans_of_a_killed_process_are_taken_over(store: Store, database_url: str) -> None:
     definition = await factories.deploy_flow_definition(store)
     flows = [await factories.add_flow(store, definition) for _ in range(20)]
@@ -250,6 +254,7 @@ def restartable() -> Iterator[OwnServer]:
         yield started
 
 
+@rule("Workers")
 async def test_workers_get_over_a_server_that_breaks_off(restartable: OwnServer) -> None:
     url = restartable.url
     async with open_store(url) as store:
@@ -306,6 +311,7 @@ async def _left_behind(url: str) -> set[tuple[str, str]]:
         await connection.close()
 
 
+@rule("Workers", "ORC-03", "ORC-04")
 async def test_a_minute_of_joining_and_leaving_under_load(store: Store, database_url: str) -> None:
     """Workers are started, stopped and killed at random; in the end each effect is there once."""
     chance = random.Random(4)

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from cascade_state import LeaseLost, Store, UnitOfWork, open_store
 from cascade_state.model.feeds import FeedBatch
 from cascade_state.testing import factories
+from cascade_state.testing.contracts import rule
 from cascade_state.testing.contracts.feeds import take_batch
 
 pytestmark = pytest.mark.postgres
@@ -142,6 +143,7 @@ async def _write_effects(uow: UnitOfWork, batches: list[FeedBatch], reader: int)
 
 
 @pytest.mark.timeout(120)
+@rule("C-50", "Feed")
 async def test_of_thousands_of_former_readers_none_moves_a_checkpoint(store: Store, database: asyncpg.Pool) -> None:
     definition = await factories.deploy_flow_definition(store)
     count = _BATCH * _TURNS

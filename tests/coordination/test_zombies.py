@@ -29,6 +29,7 @@ from cascade_state import (
 )
 from cascade_state.testing import factories
 from cascade_state.testing.clock import FrozenClock
+from cascade_state.testing.contracts import rule
 from tests.coordination.test_zombie_readers import READER_HANDOVERS
 
 pytestmark = pytest.mark.postgres
@@ -153,6 +154,7 @@ async def _goes_on(
 
 
 @pytest.mark.timeout(150)
+@rule("C-50")
 async def test_of_a_hundred_thousand_former_holders_none_writes_anything(
     store: Store, database_url: str, clock: FrozenClock
 ) -> None:

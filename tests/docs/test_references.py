@@ -11,7 +11,7 @@ import pytest
 from cascade_state import errors
 from cascade_state.model.flow_status import TRANSITIONS, FlowStatus
 from cascade_state.postgres.tables import metadata
-from scripts.generators.rules import proofs, stated_rules
+from scripts.generators.rules import proofs, proofs_beyond, stated_rules
 from tests.docs.pages import DOCS, ROOT, blocks
 
 _ROOT_PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -28,6 +28,7 @@ def test_links_of_pages_outside_the_site_lead_somewhere(name: str) -> None:
 
 def test_every_rule_is_proved_and_every_proved_rule_is_stated() -> None:
     assert sorted(proofs()) == sorted(stated_rules())
+    assert set(proofs_beyond()) <= set(stated_rules())
 
 
 def test_the_rules_are_numbered_as_the_contract_numbers_them() -> None:
@@ -36,12 +37,14 @@ def test_the_rules_are_numbered_as_the_contract_numbers_them() -> None:
     assert (plain[0], plain[-1]) == ("C-01", "C-51")
     locks = [number for number in stated_rules() if number.startswith("LCK-")]
     assert locks == [f"LCK-{number:02}" for number in range(1, 18)]
+    replica_sets = [number for number in stated_rules() if number.startswith("ORC-")]
+    assert replica_sets == [f"ORC-{number:02}" for number in range(1, 14)]
     assert stated_rules()[-1] == "Errors"
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
 def test_a_page_cites_only_rules_that_exist(page: Path) -> None:
-    cited = set(re.findall(r"\b(?:C|LCK)-\d\d\b", page.read_text(encoding="utf-8")))
+    cited = set(re.findall(r"\b(?:C|LCK|ORC)-\d\d\b", page.read_text(encoding="utf-8")))
     assert cited <= set(stated_rules())
 
 

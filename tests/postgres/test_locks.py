@@ -29,6 +29,7 @@ from cascade_state import (
 from cascade_state.postgres import lock_connections, locks
 from cascade_state.testing import PostgresServer, factories
 from cascade_state.testing.blocking import run_blocking
+from cascade_state.testing.contracts import rule
 from cascade_state.testing.contracts.locks import in_queue, is_free
 from tests.postgres.own_server import own_server
 from tests.postgres.pooler import pgbouncer
@@ -89,6 +90,7 @@ async def _at_most(admin: Any, count: int) -> None:
             connected = await _connections(admin)
 
 
+@rule("LCK-14")
 async def test_whatever_became_of_a_lock_nothing_is_left_in_the_servers_list(
     postgres_store: Store, other_store: Store, admin: Any
 ) -> None:
@@ -121,6 +123,7 @@ async def test_whatever_became_of_a_lock_nothing_is_left_in_the_servers_list(
 
 
 class TestLostLocks:
+    @rule("LCK-03")
     async def test_a_holder_whose_connection_was_killed_is_told(
         self, postgres_store: Store, other_store: Store, admin: Any
     ) -> None:
@@ -136,6 +139,7 @@ class TestLostLocks:
         await next_one.check()
         assert next_one.fencing_token > lock.fencing_token
 
+    @rule("LCK-12")
     async def test_a_release_of_a_lost_lock_says_so(self, postgres_store: Store, admin: Any) -> None:
         async with postgres_store.locks.hold("month") as lock:
             await admin.execute("SELECT pg_terminate_backend($1)", await _holder_pid(postgres_store))
@@ -157,6 +161,7 @@ class TestLostLocks:
             os.kill(pid, signal.SIGCONT)
         await (await _held(postgres_store)).release()
 
+    @rule("LCK-03")
     async def test_a_lock_of_a_killed_process_is_free(self, database_url: str, postgres_store: Store) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(_HOLDER), database_url, "month", stdout=asyncio.subprocess.PIPE
@@ -170,6 +175,7 @@ class TestLostLocks:
         await process.wait()
 
     @pytest.mark.parametrize("way", ["stop", "crash"])
+    @rule("LCK-15")
     async def test_fencing_tokens_grow_over_a_restart_of_the_server(self, way: str) -> None:
         with own_server() as server:
             async with open_store(server.url) as store:
@@ -186,6 +192,7 @@ class TestLostLocks:
                 async with store.locks.hold("year") as later:
                     assert later.fencing_token > lock.fencing_token
 
+    @rule("LCK-15")
     async def test_fencing_tokens_grow_although_their_row_is_gone_or_the_clock_was_ahead(
         self, postgres_store: Store, admin: Any
     ) -> None:
@@ -202,6 +209,7 @@ class TestLostLocks:
 
 
 class TestOthersInTheServer:
+    @rule("LCK-05")
     async def test_other_databases_do_not_interfere(
         self, server: PostgresServer, template: str, postgres_store: Store
     ) -> None:
@@ -215,6 +223,7 @@ class TestOthersInTheServer:
                         await uow.lock("year")
                         assert [info.lock_name for info in await postgres_store.locks.list_held()] == ["month"]
 
+    @rule("LCK-05")
     async def test_other_schemas_do_not_meet(self, database_url: str, postgres_store: Store) -> None:
         async with open_store(database_url, schema="Else where") as elsewhere:
             await elsewhere.migrate()
@@ -227,6 +236,7 @@ class TestOthersInTheServer:
                     names = {info.key: info.lock_name for info in await elsewhere.locks.list_held()}
             assert names == {here.key: None, there.key: "month", elsewhere.locks.key_of("year"): "year"}
 
+    @rule("LCK-08")
     async def test_locks_of_other_programs_are_listed_without_a_name(self, postgres_store: Store, admin: Any) -> None:
         numbers = (0, 1, -1, 2**63 - 1, -(2**63), 2**32, -(2**32))
         for number in numbers:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from cascade_state.abc import Store, UnitOfWork
+from cascade_state.coordination import ReplicaSet
 from cascade_state.errors import UsageError
 from cascade_state.ids import partition_of
 from cascade_state.model.events import FlowEvent
@@ -31,6 +32,7 @@ __all__ = ["FeedConsumerEndsContract"]
 class FeedConsumerEndsContract(StoreContract):
     """`FeedConsumer` when it stops, is cancelled or has lost what it worked on."""
 
+    @rule("ORC-07")
     async def test_stopping_lets_the_handler_finish(self, store: Store) -> None:
         flows = await some_flows(store, 1)
         journal = Journal()
@@ -47,8 +49,8 @@ class FeedConsumerEndsContract(StoreContract):
         assert await effects_in(store, flows) == {flows[0].flow_instance_id: [1, 2]}
         assert (await store.statistics()).workers_alive == 0
 
+    @rule("ORC-07")
     async def test_a_handler_that_outlasts_the_grace_period_is_cancelled(self, store: Store) -> None:
-        """ORC-07."""
         flows = await some_flows(store, 1)
         journal = Journal()
         journal.gate = asyncio.Event()
@@ -72,6 +74,7 @@ class FeedConsumerEndsContract(StoreContract):
         await self.finished(consumer.run())
         assert await effects_in(store, flows) == {flows[0].flow_instance_id: [1, 2]}
 
+    @rule("ORC-07")
     async def test_a_cancelled_run_leaves_nothing_behind(self, store: Store) -> None:
         flows = await some_flows(store, 1)
         journal = Journal()
@@ -87,6 +90,23 @@ class FeedConsumerEndsContract(StoreContract):
         journal.gate = None
         async with running(quick_consumer(store, journal)):
             await until_handled(store, flows, 2)
+
+    @rule("ORC-06")
+    async def test_who_is_cancelled_while_joining_has_not_joined(self, store: Store) -> None:
+        others = quick_consumer(store, Journal()).members
+        await store.replica_sets.join(others, "another", stale_after=timedelta(seconds=30))
+
+        async def operation() -> None:
+            async with ReplicaSet(store, others).join() as member:
+                await asyncio.sleep(0)
+                assert member.is_alive
+
+        async def check(completed: bool) -> None:
+            assert [worker.worker_id for worker in await store.replica_sets.list_workers()] == ["another"]
+            owners = {(item.owner, item.next_owner) for item in await store.replica_sets.list_assignments(others)}
+            assert owners == {("another", None)}
+
+        assert await self.cancelled_at_every_await(operation, check) >= 2
 
     async def test_what_a_handler_does_that_swallows_its_cancellation_is_refused(
         self, store: Store, monkeypatch: pytest.MonkeyPatch

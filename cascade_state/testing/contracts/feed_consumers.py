@@ -146,9 +146,8 @@ def _is_in_order(events: Iterable[FlowEvent]) -> bool:
 class FeedConsumersContract(StoreContract):
     """`FeedConsumer` on any store."""
 
-    @rule("Feed")
+    @rule("Feed", "ORC-01")
     async def test_it_handles_what_is_there_and_what_comes_once_and_in_order(self, store: Store) -> None:
-        """ORC-01."""
         flows = await some_flows(store, 8)
         journal = Journal()
         async with running(quick_consumer(store, journal, batch_size=3)):
@@ -164,9 +163,8 @@ class FeedConsumersContract(StoreContract):
             assert 1 <= len(events) <= 3
             assert len({partition_of(event.flow_instance_id, 256) for event in events}) == 1
 
-    @rule("Feed")
+    @rule("Feed", "ORC-02")
     async def test_two_workers_share_the_partitions_and_both_work(self, store: Store, other_store: Store) -> None:
-        """ORC-02."""
         first, second = Journal(), Journal()
         consumers = quick_consumer(store, first), quick_consumer(other_store, second)
         async with running(*consumers):
@@ -179,10 +177,10 @@ class FeedConsumersContract(StoreContract):
         assert _is_in_order([*first.seen, *second.seen])
         assert len(first.seen) + len(second.seen) == 80
 
+    @rule("ORC-04")
     async def test_a_worker_that_leaves_hands_over_and_nothing_is_doubled(
         self, store: Store, other_store: Store
     ) -> None:
-        """ORC-04."""
         first, second = Journal(), Journal()
         leaver, stayer = quick_consumer(store, first), quick_consumer(other_store, second)
 
@@ -200,7 +198,7 @@ class FeedConsumersContract(StoreContract):
         assert _is_in_order([*first.seen, *second.seen])
         assert Counter(len(journal.calls) > 0 for journal in (first, second))[True] == 2
 
-    @rule("Feed")
+    @rule("Feed", "ORC-08")
     async def test_consumers_are_independent(self, store: Store, other_store: Store) -> None:
         seen: dict[str, list[FlowEvent]] = {"invoices": [], "mails": []}
 
@@ -270,8 +268,8 @@ class FeedConsumersContract(StoreContract):
             await until_handled(store, flows[:1], 2)
         assert (await store.statistics()).consumer_failures == {}
 
+    @rule("ORC-09")
     async def test_a_strict_consumer_raises_what_the_handler_raised(self, store: Store) -> None:
-        """ORC-09."""
         flows = await some_flows(store, 3)
         journal = Journal()
         journal.broken.add(flows[1].flow_instance_id)
@@ -337,8 +335,8 @@ class FeedConsumersContract(StoreContract):
         await consumer.reset("now")
         assert (await consumer.lag()).events == 0
 
+    @rule("ORC-10")
     async def test_a_second_run_goes_on_where_the_first_one_stopped(self, store: Store) -> None:
-        """ORC-10."""
         flows = await some_flows(store, 4)
         journal = Journal()
         consumer = quick_consumer(store, journal)

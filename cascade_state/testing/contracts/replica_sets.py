@@ -55,6 +55,7 @@ class ReplicaSetsContract(StoreContract):
 
     # Fair shares
 
+    @rule("ORC-01")
     async def test_the_first_worker_owns_every_partition_at_once(self, store: Store) -> None:
         share = await _join(store, "a")
         count = store.options.partition_count
@@ -64,6 +65,7 @@ class ReplicaSetsContract(StoreContract):
         assert share.partitions == frozenset(range(count))
         assert await _beat(store, "a") == share
 
+    @rule("ORC-02")
     async def test_a_second_worker_gets_its_half_when_the_first_hands_it_over(self, store: Store) -> None:
         await _join(store, "a")
         joined = await _join(store, "b")
@@ -76,6 +78,7 @@ class ReplicaSetsContract(StoreContract):
         assert set(second.generations.values()) == {2}
         _assert_fair({"a": first, "b": second}, 2 * half)
 
+    @rule("ORC-02")
     async def test_what_is_kept_is_announced_and_handed_over_later(self, store: Store) -> None:
         await _join(store, "a")
         promised = sorted((await _join(store, "b")).awaited)
@@ -86,6 +89,7 @@ class ReplicaSetsContract(StoreContract):
         assert (await _beat(store, "a")).is_settled
         assert (await _beat(store, "b")).partitions == set(promised)
 
+    @rule("ORC-03", "ORC-11")
     async def test_shares_are_fair_and_no_partition_moves_without_need(self, store: Store) -> None:
         count = store.options.partition_count
         workers: list[str] = []
@@ -105,6 +109,7 @@ class ReplicaSetsContract(StoreContract):
             )
             assert moved == needed, (number, workers)
 
+    @rule("ORC-13")
     async def test_twenty_workers_that_join_at_once_all_get_their_share_in_one_move(
         self, store: Store, other_store: Store
     ) -> None:
@@ -125,6 +130,7 @@ class ReplicaSetsContract(StoreContract):
 
     # Joining and leaving
 
+    @rule("ORC-12")
     async def test_a_worker_id_that_is_taken_is_refused(self, store: Store, other_store: Store) -> None:
         share = await _join(store, "a")
         with pytest.raises(AlreadyExists) as caught:
@@ -137,6 +143,7 @@ class ReplicaSetsContract(StoreContract):
                 await _join(uow, "a")
         assert [worker.worker_id for worker in await store.replica_sets.list_workers()] == ["a", "b"]
 
+    @rule("ORC-04", "ORC-12")
     async def test_leaving_gives_everything_to_the_others_at_once(self, store: Store) -> None:
         for worker in ("a", "b", "c"):
             await _join(store, worker)
@@ -151,12 +158,14 @@ class ReplicaSetsContract(StoreContract):
             await _beat(store, "b")
         _assert_fair({worker: await _beat(store, worker) for worker in ("a", "c")}, store.options.partition_count)
 
+    @rule("ORC-11")
     async def test_a_worker_that_leaves_before_it_got_anything_costs_no_move(self, store: Store) -> None:
         share = await _join(store, "a")
         await _join(store, "b")
         await store.replica_sets.leave(_SET, "b")
         assert (await _beat(store, "a")).generations == share.generations
 
+    @rule("ORC-11")
     async def test_when_the_last_one_has_left_nobody_owns_anything(self, store: Store) -> None:
         share = await _join(store, "a")
         await store.replica_sets.leave(_SET, "a")
@@ -169,6 +178,7 @@ class ReplicaSetsContract(StoreContract):
         assert set(again.generations.values()) == {3}
         assert again.generation == 3
 
+    @rule("ORC-12")
     async def test_leaving_what_one_never_joined_changes_nothing(self, store: Store) -> None:
         assert await store.replica_sets.leave("nobody", "a") is False
         assert await store.replica_sets.list_assignments("nobody") == []
@@ -176,6 +186,7 @@ class ReplicaSetsContract(StoreContract):
         assert await store.replica_sets.leave(_SET, "b") is False
         assert await _beat(store, "a") == share
 
+    @rule("ORC-12")
     async def test_the_generation_of_the_set_counts_changes_of_its_membership(self, store: Store) -> None:
         assert (await _join(store, "a")).generation == 1
         assert (await _join(store, "b")).generation == 2
@@ -183,6 +194,7 @@ class ReplicaSetsContract(StoreContract):
         assert (await _beat(store, "b")).generation == 3
         assert (await _beat(store, "b")).generation == 3
 
+    @rule("ORC-12")
     async def test_joining_commits_and_rolls_back_with_its_unit_of_work(self, store: Store, other_store: Store) -> None:
         share = await _join(store, "a")
         async with store.begin() as uow:
@@ -197,7 +209,7 @@ class ReplicaSetsContract(StoreContract):
 
     # Going silent
 
-    @rule("C-51")
+    @rule("C-51", "ORC-05")
     async def test_a_silent_worker_is_replaced_from_its_instant_on_by_whoever_beats(
         self, store: Store, other_store: Store, clock: FrozenClock
     ) -> None:
@@ -219,6 +231,7 @@ class ReplicaSetsContract(StoreContract):
                 with pytest.raises(LeaseLost):
                     await uow.fence(partition, generation, _SET)
 
+    @rule("ORC-05")
     async def test_whoever_joins_removes_the_silent_and_has_their_share_at_once(
         self, store: Store, clock: FrozenClock
     ) -> None:
@@ -230,6 +243,7 @@ class ReplicaSetsContract(StoreContract):
         assert len(share.generations) == store.options.partition_count
         assert share.generation == 5
 
+    @rule("ORC-11")
     async def test_a_worker_that_was_silent_but_not_replaced_goes_on(self, store: Store, clock: FrozenClock) -> None:
         share = await _join(store, "a")
         clock.advance(10 * _STALE_AFTER)
@@ -237,6 +251,7 @@ class ReplicaSetsContract(StoreContract):
         assert await _beat(store, "a") == share
         assert (await store.statistics()).workers_alive == 1
 
+    @rule("ORC-11")
     async def test_each_worker_has_its_own_time_out(self, store: Store, clock: FrozenClock) -> None:
         await _join(store, "a")
         await store.replica_sets.join(_SET, "b", stale_after=3 * _STALE_AFTER)
@@ -250,6 +265,7 @@ class ReplicaSetsContract(StoreContract):
         await store.replica_sets.beat(_SET, "b", stale_after=_STALE_AFTER)
         assert [worker.worker_id for worker in await store.replica_sets.list_workers(_SET)] == ["b"]
 
+    @rule("ORC-05", "ORC-12")
     async def test_two_that_notice_a_silent_worker_at_once_replace_it_once(
         self, store: Store, other_store: Store, clock: FrozenClock
     ) -> None:
@@ -265,6 +281,7 @@ class ReplicaSetsContract(StoreContract):
         assert shares["a"].generation == 4
         assert {item.generation for item in (await _owners(store)).values()} <= {1, 2, 3}
 
+    @rule("ORC-12")
     async def test_a_heartbeat_leaves_a_change_of_membership_to_whoever_is_at_it(
         self, store: Store, other_store: Store, clock: FrozenClock
     ) -> None:
@@ -279,6 +296,7 @@ class ReplicaSetsContract(StoreContract):
             assert (await self.finished(_beat(other_store, "a"))).generation == shares["a"].generation + 2
         assert (await _beat(other_store, "a")).generation == shares["a"].generation + 3
 
+    @rule("ORC-12")
     async def test_workers_of_a_set_that_was_given_up_are_forgotten_after_a_day(
         self, store: Store, clock: FrozenClock
     ) -> None:
@@ -295,7 +313,7 @@ class ReplicaSetsContract(StoreContract):
 
     # The fence
 
-    @rule("C-50")
+    @rule("C-50", "ORC-13")
     async def test_a_fence_passes_for_the_present_generation_only(self, store: Store) -> None:
         share = await _join(store, "a")
         await _join(store, "a", "billing")
@@ -320,6 +338,7 @@ class ReplicaSetsContract(StoreContract):
                 assert (caught.value.key, caught.value.token) == (partition, generation)
             await uow.fence(stayed, 1, _SET)
 
+    @rule("ORC-13")
     async def test_while_a_fence_is_held_the_partition_stays_and_the_others_go(
         self, store: Store, other_store: Store
     ) -> None:
@@ -337,6 +356,7 @@ class ReplicaSetsContract(StoreContract):
         assert (await _beat(store, "a")).is_settled
         assert (await _beat(store, "b")).partitions == set(promised)
 
+    @rule("ORC-13")
     async def test_a_fence_waits_for_a_change_of_owner_that_is_under_way_and_then_refuses(
         self, store: Store, other_store: Store
     ) -> None:
@@ -350,6 +370,7 @@ class ReplicaSetsContract(StoreContract):
             with pytest.raises(LeaseLost):
                 await self.finished(waiting)
 
+    @rule("ORC-13")
     async def test_a_partition_fenced_while_its_owner_left_is_taken_when_the_fence_is_gone(
         self, store: Store, other_store: Store
     ) -> None:
@@ -406,6 +427,7 @@ class ReplicaSetsContract(StoreContract):
 
     # Sets side by side, and what people see
 
+    @rule("ORC-08")
     async def test_sets_know_nothing_of_each_other(self, store: Store, clock: FrozenClock) -> None:
         await _join(store, "a")
         other = await _join(store, "a", "billing")
@@ -417,6 +439,7 @@ class ReplicaSetsContract(StoreContract):
         assert share.generations.items() <= other.generations.items()
         assert share.generation == 2
 
+    @rule("ORC-12")
     async def test_workers_are_listed_by_set_and_id(self, store: Store, clock: FrozenClock) -> None:
         started_at = clock.now()
         await store.replica_sets.join(_SET, "b", stale_after=_STALE_AFTER, metadata={"host": "rhine", "port": [1, 2]})
@@ -433,6 +456,7 @@ class ReplicaSetsContract(StoreContract):
         assert [item.worker_id for item in await store.replica_sets.list_workers(_SET)] == ["a", "b"]
         assert (await store.statistics()).workers_alive == 1
 
+    @rule("ORC-12")
     async def test_assignments_say_who_owns_and_who_is_next(self, store: Store) -> None:
         await _join(store, "a")
         awaited = (await _join(store, "b")).awaited
