@@ -212,7 +212,7 @@ class Store(Advancing, ABC):
 
         Raises:
             SchemaMismatch: It is behind, ahead, has another partition count, or was restored from another server's
-                dump and not migrated since; tells both sides.
+                dump and not migrated since (writes are refused meanwhile); tells both sides.
         """
 
     @abstractmethod

@@ -50,6 +50,7 @@ __all__ = [
     "migrate_database",
     "migrations_directory",
     "read_schema",
+    "restored_from_elsewhere",
 ]
 
 _log = logging.getLogger("cascade_state.store")
@@ -151,13 +152,18 @@ async def check_database(
         raise SchemaMismatch(expected=expected, found=found.revision, reason="the database is behind; migrate it")
     _refuse_other_partition_count(found, partition_count)
     if await is_from_another_server(connection, schema=schema):
-        raise SchemaMismatch(expected="transaction ids of this server", found="another's", reason=_RESTORED)
+        raise restored_from_elsewhere()
+
+
+def restored_from_elsewhere() -> SchemaMismatch:
+    """Returns the error of whoever writes to a database that was restored from another server's dump."""
+    return SchemaMismatch(expected="transaction ids of this server", found="another's", reason=_RESTORED)
 
 
 async def check_opening(
     connection: AsyncConnection, *, schema: str | None = None, partition_count: int = DEFAULT_PARTITION_COUNT
-) -> None:
-    """Returns if the database has this partition count, or none yet; warns of what only `migrate_database` can mend.
+) -> bool:
+    """Returns whether the database may be written to: not before it is migrated, if it was restored from elsewhere.
 
     Raises:
         SchemaMismatch: It has another partition count.
@@ -166,7 +172,9 @@ async def check_opening(
     _refuse_other_partition_count(found, partition_count)
     has_feeds = found.revision is not None and found.revision >= _FIRST_WITH_FEEDS
     if has_feeds and await is_from_another_server(connection, schema=schema):
-        _log.warning("the feed stands still reason=%r", _RESTORED)
+        _log.warning("writing is refused reason=%r", _RESTORED)
+        return False
+    return True
 
 
 async def installed_schema(url: str, *, schema: str | None = None) -> InstalledSchema:

@@ -103,12 +103,13 @@ class PostgresStore(Store):
         return self._given_url if self._server is None else self._server.url
 
     async def migrate(self) -> None:
-        self._guard.call(writes=True)
+        self._guard.call(writes=False)
         await schema.migrate_database(
             self._direct_address("migrations"),
             schema=self.options.schema,
             partition_count=self.options.partition_count,
         )
+        self._guard.refusal = None
 
     async def check_schema(self) -> None:
         self._guard.call(writes=False)
@@ -117,6 +118,7 @@ class PostgresStore(Store):
                 await schema.check_database(
                     connection, schema=self.options.schema, partition_count=self.options.partition_count
                 )
+        self._guard.refusal = None  # if it was restored from another server's dump, somebody migrated it meanwhile
 
     async def now(self) -> datetime:
         self._guard.call(writes=False)
@@ -179,12 +181,16 @@ class PostgresStore(Store):
             raise
 
     async def _check_database(self) -> None:
-        """Refuses a database that was made with another partition count; an empty database is for `migrate`."""
+        """Refuses a database that was made with another partition count; an empty database is for `migrate`.
+
+        One that was restored from another server's dump can be read, and written to once it was migrated.
+        """
         with translated():
             async with self._unpooled.connect() as connection:
-                await schema.check_opening(
+                is_writable = await schema.check_opening(
                     connection, schema=self.options.schema, partition_count=self.options.partition_count
                 )
+        self._guard.refusal = None if is_writable else schema.restored_from_elsewhere
 
     async def _close(self) -> None:
         with suppress(TimeoutError):
@@ -215,7 +221,7 @@ class PostgresStore(Store):
         return PostgresHintListener(self._receiver, topic)
 
     def _unit_of_work(self, isolation: Isolation | None, read_only: bool) -> OwnUnitOfWork:
-        return OwnUnitOfWork(
+        uow = OwnUnitOfWork(
             self.options,
             self._statements,
             self._advisory_locks,
@@ -224,8 +230,12 @@ class PostgresStore(Store):
             read_only=read_only,
             hints=self._hints,
         )
+        uow._guard.refusal = self._guard.refusal
+        return uow
 
     def _enlist(
         self, session_or_connection: AsyncSession | AsyncConnection
     ) -> AbstractAsyncContextManager[EnlistedUnitOfWork]:
-        return EnlistedUnitOfWork(self.options, self._statements, self._advisory_locks, session_or_connection)  # type: ignore[return-value]
+        uow = EnlistedUnitOfWork(self.options, self._statements, self._advisory_locks, session_or_connection)
+        uow._guard.refusal = self._guard.refusal
+        return uow  # type: ignore[return-value]

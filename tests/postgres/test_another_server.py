@@ -12,8 +12,19 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from cascade_state import FlowEvent, FlowInstance, SchemaMismatch, Store, TransactionAborted, open_store
+from cascade_state import (
+    FlowEvent,
+    FlowInstance,
+    SchemaMismatch,
+    Store,
+    Timer,
+    TransactionAborted,
+    UnitOfWork,
+    open_store,
+)
+from cascade_state.coordination import Worker
 from cascade_state.postgres.binaries import find_installation
 from cascade_state.postgres.schema import migrate_database
 from cascade_state.testing import factories
@@ -119,6 +130,33 @@ async def _rests(store: Store, partition_id: int, more: int = 0) -> dict[str, li
     return found
 
 
+async def _refuses_to_write(store: Store, flow: FlowInstance) -> None:
+    """What was written now would stand in front of every checkpoint, where no consumer looks."""
+    done = flow.complete_step("too early")
+    for write in (store.check_schema, lambda: store.advance(done), lambda: _advance_in_a_block(store, done)):
+        with pytest.raises(SchemaMismatch, match="restored from another server"):
+            await write()
+    engine = create_async_engine(store.url.replace("postgresql:", "postgresql+asyncpg:"))
+    try:
+        async with engine.begin() as connection, store.enlist(connection) as uow:
+            with pytest.raises(SchemaMismatch):
+                await uow.advance(done)
+    finally:
+        await engine.dispose()
+    with pytest.raises(SchemaMismatch):
+        await Worker(store, on_timer=_never, handle_signals=False).run()
+    assert await store.flow_instances.get(flow.flow_instance_id) == flow
+
+
+async def _advance_in_a_block(store: Store, flow: FlowInstance) -> None:
+    async with store.begin() as uow:
+        await uow.advance(flow)
+
+
+async def _never(timer: Timer, uow: UnitOfWork) -> None:
+    pytest.fail("nothing may be claimed")
+
+
 @pytest.mark.parametrize("direction", ["far to new", "new to far"])
 async def test_consumers_go_on_where_they_were(
     servers: tuple[OwnServer, OwnServer], direction: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -136,19 +174,19 @@ async def test_consumers_go_on_where_they_were(
     await _move(from_url, to_url, tmp_path / "dump")
     before = await _fetch(to_url, _IDS)
     with caplog.at_level(logging.INFO, logger="cascade_state"):
-        async with open_store(to_url) as store, open_store(to_url) as other:
+        async with open_store(to_url) as store, open_store(to_url) as other, open_store(to_url) as third:
             assert ("restored from another server" in caplog.text) is is_behind
             if is_behind:
-                with pytest.raises(SchemaMismatch, match="restored from another server"):
-                    await store.check_schema()
+                await _refuses_to_write(store, root)
             await asyncio.gather(store.migrate(), other.migrate())
             assert caplog.text.count("feed renumbered") == is_behind
             assert (await _fetch(to_url, _IDS) != before) is is_behind
-            await store.check_schema()
+            await third.check_schema()  # so it may write, too
             assert _places(await read_feed(store, _FEED)) == whole
             assert await _rests(store, partition_id) == rests
             root = await store.advance(root.complete_step("there"))
-            child = await other.advance(child.complete_step("there"))
+            async with third.begin() as uow:
+                child = await uow.advance(child.complete_step("there"))
             there_too = [(root.flow_instance_id, 7), (child.flow_instance_id, 7)]
             assert _places(await read_feed(store, _FEED + 2)) == whole + there_too
             after = await _rests(store, partition_id, more=2)
