@@ -27,6 +27,7 @@ __all__ = [
     "Record",
     "Statement",
     "StatementCache",
+    "begin_is_sent",
     "expect_begin",
     "has_begun",
     "on_statement",
@@ -75,8 +76,14 @@ def expect_begin(connection: DriverConnection, settings: str) -> None:
     own.with_begin = settings
 
 
+def begin_is_sent(connection: DriverConnection) -> None:
+    """Notes on one of our own connections that its transaction begins now, whatever becomes of that."""
+    own: Any = connection
+    own.has_begun = True
+
+
 def has_begun(connection: DriverConnection) -> bool:
-    """Whether BEGIN was sent since `expect_begin`; on a connection of somebody else's it was."""
+    """Whether BEGIN was sent, or failed before, since `expect_begin`; on a connection of somebody else's it was."""
     return getattr(connection, "has_begun", True)
 
 

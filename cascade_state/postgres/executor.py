@@ -138,7 +138,7 @@ class ConnectionExecutor(Executor):
 
         It refuses what would commit by itself, or in the transaction of whoever uses the driver connection now.
         """
-        if self._driver.is_closed():
+        if self._driver.is_closed() and not self.is_untouched:
             return  # the driver says so
         if self.is_untouched:
             with translated():

@@ -149,7 +149,9 @@ class KeptConnections:
                 async with asyncio.timeout_at(deadline):
                     given = await turn
             except TimeoutError as error:
-                raise StoreUnavailable(reason="no connection of the pool became free in time") from error
+                if turn.cancelled():
+                    raise StoreUnavailable(reason="no connection of the pool became free in time") from error
+                given = turn.result()  # in the last moment; nobody else knows of it
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():  # it was given to a task that cannot use it any more
                     self._pass_on(turn.result())

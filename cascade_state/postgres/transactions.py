@@ -14,13 +14,19 @@ from typing import Any, Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 from cascade_state.abc.completion import run_to_completion
-from cascade_state.errors import TransactionAborted
+from cascade_state.errors import StoreUnavailable, TransactionAborted, UsageError
 from cascade_state.postgres.connections import (
     LONGEST_SILENCE_SECONDS,
     discard,
     start_or_discard,
 )
-from cascade_state.postgres.direct import DriverConnection, expect_begin, has_begun, was_rolled_back_instead
+from cascade_state.postgres.direct import (
+    DriverConnection,
+    begin_is_sent,
+    expect_begin,
+    has_begun,
+    was_rolled_back_instead,
+)
 from cascade_state.postgres.error_translation import translated
 from cascade_state.postgres.kept_connections import KeptConnections
 
@@ -93,12 +99,13 @@ class OwnTransaction:
 
     @property
     def is_open(self) -> bool:
-        return (self._shown is None or self._connection.in_transaction()) and self.driver.is_in_transaction()
+        return (self._shown is None or self._shown.is_active) and self.driver.is_in_transaction()
 
     async def start(self) -> None:
         if self._shown is not None:
             await start_or_discard(self._connection)
             return
+        begin_is_sent(self.driver)  # whoever swallows that it failed must not believe that nothing was to be stored
         begun = self.driver.transaction()
         try:
             await begun.start()
@@ -123,6 +130,7 @@ class OwnTransaction:
     async def commit(self) -> None:
         """Commits (one round trip) and gives the connection back, whatever happens."""
         try:
+            self._require_open()
             with translated():
                 if self._shown is not None:
                     await self._shown.commit()
@@ -132,6 +140,15 @@ class OwnTransaction:
             await self._give_back()
         if was_rolled_back_instead(self.driver):
             raise TransactionAborted(reason="an earlier statement of this transaction failed", sqlstate="25P02")
+
+    def _require_open(self) -> None:
+        """Refuses to commit what did not begin, or has ended, although the block that it belongs to raised nothing."""
+        if not has_begun(self.driver):
+            return
+        if not self.driver.is_closed() and not self.is_open:
+            raise UsageError("the transaction of this unit of work was ended by its connection or session")
+        if self._shown is None and self._begun is None:
+            raise StoreUnavailable(reason="the transaction could not begin")
 
     async def rollback(self) -> None:
         """Rolls back and gives the connection back; a connection that is gone has rolled back by itself."""
@@ -172,6 +189,11 @@ class CallersTransaction:
     def __init__(self, connection: AsyncConnection, driver: DriverConnection) -> None:
         self.connection = connection
         self.driver = driver
+        self._root = self._present()
+
+    def _present(self) -> Any:
+        connection: Any = self.connection
+        return connection.sync_connection.get_transaction()
 
     @property
     def is_untouched(self) -> bool:
@@ -179,7 +201,8 @@ class CallersTransaction:
 
     @property
     def is_open(self) -> bool:
-        return self.connection.in_transaction() and self.driver.is_in_transaction()
+        # Not merely in a transaction: a later one of the same connection is not the one that was enlisted.
+        return self.connection.in_transaction() and self._present() is self._root and self.driver.is_in_transaction()
 
     async def start(self) -> None:
         await start_or_discard(self.connection)

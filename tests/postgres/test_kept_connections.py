@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -68,6 +69,23 @@ async def test_a_connection_given_to_a_cancelled_task_goes_to_the_next(kept: Kep
     assert await second is one
     kept.put_back(one)
     kept.put_back(other)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_a_connection_given_in_the_last_moment_is_taken(kept: KeptConnections, is_broken: bool) -> None:
+    """The time is up after the connection was given, and before whoever waited runs again."""
+    kept._patience_seconds = 0.01
+    one, other = await kept.take(), await kept.take()
+    waiting = await _queued(kept)
+    if is_broken:
+        one[1].terminate()
+    asyncio.get_running_loop().call_soon(kept.put_back, one)
+    time.sleep(0.02)  # noqa: ASYNC251 - so that both happen in one turn of the event loop, in this order
+    given: Any = await waiting
+    assert (given is one) is not is_broken
+    kept.put_back(given)
+    kept.put_back(other)
+    assert len(kept._free) == kept._open == 2
 
 
 async def test_who_waits_is_given_a_new_connection_for_a_broken_one(kept: KeptConnections) -> None:
