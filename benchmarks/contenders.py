@@ -27,7 +27,6 @@ from cascade_state.postgres.direct import CompiledStatement, Statement, Statemen
 from cascade_state.postgres.engine import connect_arguments
 from cascade_state.postgres.executor import ConnectionExecutor
 from cascade_state.postgres.repositories import attach_repositories
-from cascade_state.postgres.transactions import CallersTransaction
 
 __all__ = [
     "ORM",
@@ -50,12 +49,22 @@ class _Captured(Exception):
     """Everything that a call would send has been seen."""
 
 
+class _Unsent:
+    """A transaction without a connection, for statements that are written and not sent."""
+
+    driver: Any = None
+    is_untouched = False
+    is_open = True
+
+    async def start(self) -> None:
+        raise AssertionError("nothing is sent in this transaction")
+
+
 class _Recorder(ConnectionExecutor):
     """Notes the statements that a call would send, and sends nothing."""
 
     def __init__(self, count: int) -> None:
-        nothing = CallersTransaction(None, None)  # type: ignore[arg-type]
-        super().__init__(StoreOptions(), StatementCache(None), nothing)
+        super().__init__(StoreOptions(), StatementCache(None), _Unsent())
         self.sent: list[tuple[Statement, Mapping[str, Any]]] = []
         self._count = count
 

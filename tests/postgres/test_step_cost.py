@@ -6,23 +6,20 @@ from typing import Any
 import asyncpg
 import pytest
 
+from benchmarks.contenders import Recording
 from cascade_state import FlowInstance, open_store
-from cascade_state.abc.options import StoreOptions
 from cascade_state.model.advance import Limits, plan_advance
 from cascade_state.postgres.advance_values import ADVANCE
-from cascade_state.postgres.direct import CompiledStatement, StatementCache
-from cascade_state.postgres.executor import ConnectionExecutor
-from cascade_state.postgres.transactions import CallersTransaction
+from cascade_state.postgres.direct import CompiledStatement
 from cascade_state.testing import factories
 
 pytestmark = pytest.mark.postgres
 
 
-def _prepared(flow: FlowInstance, connection: Any) -> tuple[str, list[Any]]:
+def _prepared(flow: FlowInstance) -> tuple[str, list[Any]]:
     """What the store would send for one more step of a flow."""
-    executor = ConnectionExecutor(StoreOptions(), StatementCache(None), CallersTransaction(None, connection))  # type: ignore[arg-type]
     plan = plan_advance(flow, limits=Limits(), put_states={"state": {"attempts": 1}})
-    statement, values = ADVANCE.prepare((plan,), executor)
+    statement, values = ADVANCE.prepare((plan,), Recording(1).recorder)
     compiled = CompiledStatement(statement, None)
     return compiled.text, compiled.arguments(values)
 
@@ -50,8 +47,8 @@ async def test_step_500_costs_what_step_1_costs(database_url: str) -> None:
             for number in range(1, 500):
                 old = await store.advance(old.complete_step(f"step-{number:03}", {"receipt": f"r-{number:03}"}))
             await connection.execute("VACUUM ANALYZE")
-            first = _prepared(young.complete_step("step-001", {"receipt": "r-001"}), connection)
-            last = _prepared(old.complete_step("step-500", {"receipt": "r-500"}), connection)
+            first = _prepared(young.complete_step("step-001", {"receipt": "r-001"}))
+            last = _prepared(old.complete_step("step-500", {"receipt": "r-500"}))
             assert len(old.step_results) == 499
 
             assert first[0] == last[0]  # the same statement
